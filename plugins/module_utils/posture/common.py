@@ -1,0 +1,43 @@
+# Copyright: (c) 2026, Bulwark contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every posture collector uses: look at something, or say plainly that it could not be looked at."""
+
+from __future__ import annotations
+
+import subprocess
+
+
+class CannotObserve(Exception):
+    """Something could not be looked at. The text says why; it ends up as status `error`, never as a pass."""
+
+
+def run(argv: list[str], timeout: float = 10, user: int | None = None) -> str:
+    """Return the standard output of a read-only command.
+
+    ``timeout`` is in seconds. With ``user`` (a numeric uid) the command runs without privileges and groups. Raises
+    CannotObserve when the command is missing, fails or takes too long.
+    """
+    identity = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/"}
+    try:
+        done = subprocess.run(
+            argv, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, env=environment, cwd="/", **identity
+        )
+    except FileNotFoundError as exc:
+        raise CannotObserve(f"{argv[0]} is not installed") from exc
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise CannotObserve(f"{argv[0]}: {exc}") from exc
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise CannotObserve(f"{' '.join(argv)}: exit {done.returncode}{': ' + said[-1] if said else ''}")
+    return done.stdout.decode(errors="replace")
+
+
+def read(path: str) -> str:
+    """Return the text of a file. Raises CannotObserve when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError as exc:
+        raise CannotObserve(f"{path}: {exc.strerror}") from exc
