@@ -22,7 +22,14 @@ def run(argv: list[str], timeout: float = 10, user: int | None = None) -> str:
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/"}
     try:
         done = subprocess.run(
-            argv, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, env=environment, cwd="/", **identity
+            argv,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            env=environment,
+            cwd="/",
+            **identity,
         )
     except FileNotFoundError as exc:
         raise CannotObserve(f"{argv[0]} is not installed") from exc
