@@ -20,6 +20,13 @@ SSH_OPTIONS = (
 )  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each host's tests in order on one worker: hosts run side by side, the proofs of one host one by one."""
+    for item in items:
+        if "[" in item.name:
+            item.add_marker(pytest.mark.xdist_group(item.name.rsplit("[", 1)[1].split("-", 1)[0]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """A test machine, and how its automation account gets in."""
