@@ -3,7 +3,7 @@
 #
 # The image is a plain Debian server: vendor defaults, nothing hardened. It carries the login shells and terminal
 # multiplexers that the proofs log in with, and the packages that roles install wait in apt's cache, so that a
-# converge needs no network. Package lists stay for the same reason. The label says which version of this file built it.
+# converge needs no network. Package lists stay for the same reason.
 # shellcheck disable=SC2016 # $1 is the hook's own: the root of the image
 set -eu
 suite=$1 image=$2
@@ -19,5 +19,4 @@ mmdebstrap --quiet --variant=minbase --aptopt='Apt::Install-Recommends "false"' 
   --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*; printf "[Unit]\nBefore=ssh.service ssh.socket\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/usr/bin/ssh-keygen -A\n[Install]\nWantedBy=multi-user.target\n" > "$1"/etc/systemd/system/hostkeys.service; chroot "$1" systemctl enable -q hostkeys.service' \
   --customize-hook='for p in chrony systemd-timesyncd; do chroot "$1" apt-get install -qq -y --no-install-recommends --download-only "$p" >/dev/null; done' \
   "$suite" "$tar"
-builder=$(sha256sum "$0" | cut -c 1-16)
-podman import -q --change 'CMD ["/sbin/init"]' --change "LABEL bulwark.builder=$builder" "$tar" "$image"
+podman import -q --change 'CMD ["/sbin/init"]' "$tar" "$image"

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""Run the test stages two at a time, show how it goes, and end with one table: tools/test.py all|check|STAGE... [--list]
+
+Every stage runs, whatever the others did. Its output goes to .cache/logs/<stage>.log; the end of a failed one is shown.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures as cf
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOGS = ROOT / ".cache" / "logs"
+BEAT = 30  # seconds between two signs of life
+LIMIT = 20 * 60  # seconds after which a stage counts as hung
+TAIL = 60  # lines of a failed stage that are shown
+
+
+@dataclasses.dataclass
+class Stage:
+    """One row of the table: a command, and what became of it."""
+
+    name: str
+    argv: list[str]
+    started: float = 0.0
+    seconds: float = 0.0
+    outcome: str = "waiting"
+    process: subprocess.Popen | None = None
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return LOGS / f"{self.name.replace(' ', '-')}.log"
+
+
+def shell_scripts() -> list[str]:
+    """Return the tracked files that are shell scripts, by their first line."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    files = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    return [name for name in files if (ROOT / name).open("rb").readline().startswith((b"#!/bin/sh", b"#!/bin/bash"))]
+
+
+def lint_stages() -> list[Stage]:
+    """Return the stages that need neither a host nor the network."""
+    documentation = ["antsibull-docs", "lint-collection-docs", "--plugin-docs", "--skip-rstcheck"]
+    return [
+        Stage("lint ansible", ["ansible-lint", "--offline", "-q"]),
+        Stage("lint yaml", ["yamllint", "."]),
+        Stage("lint python", ["ruff", "check", "."]),
+        Stage("lint shell", ["shellcheck", *shell_scripts()]),
+        Stage("lint changelog", ["antsibull-changelog", "lint"]),
+        Stage("lint docs", [*documentation, "--validate-collection-refs", "self", "."]),
+        Stage("lint policy", ["python", "tools/policy.py", "lint"]),
+        Stage("generated docs", ["python", "tools/policy.py", "docs", "--check"]),
+        Stage("unit", ["pytest", "-q", "tests/unit"]),
+    ]
+
+
+def host_stages() -> list[Stage]:
+    """Return the stages that take minutes, the longest first: hosts, browsers, the built artefact."""
+    scenarios = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml") if path.parent.name != "default")
+    return [
+        Stage("core 2.21", ["pytest", "-q", "tests/lab/test_core_2_21.py"]),
+        *(Stage(f"molecule {name}", ["molecule", "test", "-s", name]) for name in scenarios),
+        Stage("lab", ["pytest", "-q", "tests/lab/test_lab.py"]),
+        Stage("installed", ["pytest", "-q", "tests/lab/test_installed.py"]),
+        Stage("sanity", ["tools/sanity.sh", "sanity"]),
+        Stage("faults", ["pytest", "-q", "tests/faults"]),
+        Stage("browser", ["pytest", "-q", "tests/browser"]),
+    ]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of every stage: this clone's tools first, plain output."""
+    return {
+        **os.environ,
+        "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
+        "ANSIBLE_NOCOLOR": "1",
+        "NO_COLOR": "1",
+        "PY_COLORS": "0",
+        "PYTHONUNBUFFERED": "1",
+        "MOLECULE_GLOB": "molecule/*/molecule.yml",
+    }
+
+
+def run(stage: Stage, say) -> None:
+    """Run one stage to its end, or to the limit."""
+    stage.started = time.monotonic()
+    stage.outcome = "running"
+    say(f"start   {stage.name}")
+    try:
+        with stage.log.open("wb") as log:
+            stage.process = subprocess.Popen(
+                stage.argv, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+            try:
+                code = stage.process.wait(LIMIT)
+            except subprocess.TimeoutExpired:
+                os.killpg(stage.process.pid, signal.SIGTERM)
+                stage.process.wait()
+                code = f"no end after {LIMIT} s"
+    except OSError as exc:
+        stage.log.write_text(f"{exc}\n")
+        code = str(exc)
+    stage.seconds = time.monotonic() - stage.started
+    stage.outcome = "ok" if code == 0 else "FAILED"
+    say(f"{stage.outcome:7} {stage.name} ({stage.seconds:.0f} s)")
+    if code != 0:
+        lines = stage.log.read_text(errors="replace").splitlines()
+        say(f"{stage.name}: {code}; the last lines of {stage.log.relative_to(ROOT)}:")
+        print("\n".join(f"    {line}" for line in lines[-TAIL:]), flush=True)
+
+
+def main() -> int:
+    """Run the stages asked for; return 0 when all are well."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="+", metavar="STAGE", help="all, check (no host needed), or names of stages")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--list", action="store_true", help="only name the stages")
+    args = parser.parse_args()
+    every = [*host_stages(), *lint_stages()]
+    known = {stage.name: [stage] for stage in every} | {"all": every, "check": lint_stages()}
+    if unknown := sorted(set(args.stages) - set(known)):
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+    stages = [stage for name in args.stages for stage in known[name]]
+    if args.list:
+        print("\n".join(stage.name for stage in stages))
+        return 0
+
+    begin = time.monotonic()
+    lock = threading.Lock()
+    LOGS.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        with lock:
+            print(f"[{time.monotonic() - begin:4.0f} s] {text}", flush=True)
+
+    with cf.ThreadPoolExecutor(args.workers) as pool:
+        waiting = {pool.submit(run, stage, say) for stage in stages}
+        try:
+            while waiting:
+                done, waiting = cf.wait(waiting, BEAT, return_when=cf.FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                if not done:
+                    busy = [f"{s.name} {time.monotonic() - s.started:.0f} s" for s in stages if s.outcome == "running"]
+                    left = sum(s.outcome == "waiting" for s in stages)
+                    say(f"…       {', '.join(busy)}; {left} to come")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for stage in stages:
+                if stage.outcome == "running" and stage.process:
+                    os.killpg(stage.process.pid, signal.SIGTERM)
+            raise
+
+    width = max(len(stage.name) for stage in stages)
+    print("\n".join(["", *(f"{s.name:{width}}  {s.outcome:6}  {s.seconds:5.0f} s" for s in stages)]))
+    failed = [stage.name for stage in stages if stage.outcome != "ok"]
+    total = time.monotonic() - begin
+    print(f"\n{len(stages) - len(failed)} of {len(stages)} stages ok, {total / 60:.1f} minutes")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
