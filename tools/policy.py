@@ -73,12 +73,23 @@ class Role:
     """What the files of one role and of its scenario say; a file that is missing or broken counts as empty."""
 
     name: str
+    spec: dict[str, Any]  # meta/argument_specs.yml, entry point main
+    platforms: list[dict]
     defaults: dict[str, Any]
     internals: dict[str, Any]
-    options: dict[str, dict]
     controls: list[dict]
     parameters: dict[str, dict]
     sabotage: list[dict]
+
+    @property
+    def options(self) -> dict[str, dict]:
+        """Return the public variables with their argument specification."""
+        return self.spec.get("options") or {}
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether there is enough of the role to show it to readers."""
+        return bool(self.options and self.defaults and self.controls and self.parameters)
 
 
 @dataclass
@@ -161,12 +172,14 @@ class Tree:
         for path in sorted(self.root.glob("roles/*/")):
             name = path.name
             specs = self.load(f"roles/{name}/meta/argument_specs.yml", "argument_specs")
+            galaxy = self.load(f"roles/{name}/meta/main.yml", "galaxy_info")
             internals = f"roles/{name}/vars/main.yml"
             found[name] = Role(
                 name,
+                spec=specs.get("main") or {},
+                platforms=galaxy.get("platforms") or [],
                 defaults=self.load(f"roles/{name}/defaults/main.yml"),
                 internals=self.load(internals) if (self.root / internals).is_file() else {},
-                options=(specs.get("main") or {}).get("options") or {},
                 controls=self.load(f"roles/{name}/meta/controls.yml", "controls", list),
                 parameters=self.load(f"policy/parameters/{name}.yml", "parameters"),
                 sabotage=self.load(f"molecule/{name}/sabotage.yml", "sabotage", list),
@@ -220,7 +233,7 @@ def shape(file: str, subject: str, entry: Any, required: Mapping[str, Any], opti
 def register_is_sound(tree: Tree) -> Iterator[Problem]:
     """Each statement is complete, has its own id, and names only rooms, conflicts and identifiers that exist."""
     file = "policy/register.yml"
-    seeds = tree.register.get("seeds") or {}
+    policies = tree.register.get("policies") or {}
     entries = tree.register.get("statements") or []
     if not entries:
         yield Problem(file, "statements", "the register holds no statements")
@@ -237,10 +250,10 @@ def register_is_sound(tree: Tree) -> Iterator[Problem]:
         yield from found
         if found:
             continue
-        yield from shape(file, name, entry["source"], {"seed": str, "section": str, "line": int}, {})
-        seed = entry["source"].get("seed")
-        if seed not in seeds or not name.startswith(f"{seed}-"):
-            yield Problem(file, name, f"seed {seed} is unknown or not the first part of the id")
+        yield from shape(file, name, entry["source"], {"policy": str, "section": str, "line": int}, {})
+        policy = entry["source"].get("policy")
+        if policy not in policies or not name.startswith(f"{policy}-"):
+            yield Problem(file, name, f"policy {policy} is unknown or not the first part of the id")
         yield from _class_is_sound(tree, file, name, entry)
         for conflict in entry.get("conflicts") or []:
             if conflict not in conflicts:
@@ -274,7 +287,7 @@ def _mappings_are_sound(tree: Tree, file: str, name: str, entry: dict) -> Iterat
             yield Problem(file, name, f"mapping {kind!r} is unknown or says nothing about where it comes from")
             continue
         book = tree.crosswalk.get(kind) or {}
-        named = (book.get("named_by") or {}).get(entry["source"].get("seed"), [])
+        named = (book.get("named_by") or {}).get(entry["source"].get("policy"), [])
         seen: Counter = Counter()
         for provenance, identifiers in by_provenance.items():
             if provenance not in PROVENANCE[kind]:
@@ -358,7 +371,13 @@ def not_yet_is_true(tree: Tree) -> Iterator[Problem]:
         if isinstance(entry, dict) and entry.get("room", "") not in {"", *tree.rooms}:
             yield Problem(file, name, f"room {entry['room']!r} is not in policy/rooms.yml")
     for name, statement in tree.statements.items():
-        if statement.get("class") in PROVABLE and name not in tree.satisfied and not counted[name]:
+        if statement.get("class") not in PROVABLE:
+            continue
+        room, controls = statement.get("room"), tree.satisfied.get(name, [])
+        if controls and name not in tree.partly and not any(control.startswith(f"{room}.") for control in controls):
+            message = f"only {', '.join(controls)} satisfies it, but its room is {room}; say under partly what {room} still owes"
+            yield Problem(file, name, message)
+        if not controls and not counted[name]:
             message = f"is {statement['class']} but has neither a control nor an entry in {file}"
             yield Problem("policy/register.yml", name, message)
 
@@ -372,9 +391,8 @@ def roles_are_complete(tree: Tree) -> Iterator[Problem]:
     for role in tree.roles:
         if role not in tree.rooms:
             yield Problem(f"roles/{role}", role, "the role is not a room of policy/rooms.yml")
-        # files that are read here (defaults, argument_specs, controls, parameters, sabotage) are missed by Tree.load
-        others = [f"roles/{role}/meta/main.yml", f"roles/{role}/tasks/main.yml"]
-        for file in [*others, f"molecule/{role}/molecule.yml", f"molecule/{role}/prepare.yml"]:
+        # files that are read here (all but these) are missed by Tree.load
+        for file in (f"roles/{role}/tasks/main.yml", f"molecule/{role}/molecule.yml", f"molecule/{role}/prepare.yml"):
             if not (tree.root / file).is_file():
                 yield Problem(file, role, "file is missing")
 
