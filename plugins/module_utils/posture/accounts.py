@@ -379,7 +379,11 @@ def last_logins(entries: list, record: dict) -> tuple[dict, dict]:
     look("lastlog", LASTLOG, lambda path: read_lastlog(path, set(by_uid), platform.machine()))
     for path in WTMPS:
         look(os.path.basename(path), path, lambda path: read_wtmp(path, platform.machine()))
-    look("wtmpdb", WTMPDB, lambda path: read_database(path, "SELECT User, MAX(Login) / 1000000 FROM wtmp WHERE Type = 3 GROUP BY User"))
+    look(
+        "wtmpdb",
+        WTMPDB,
+        lambda path: read_database(path, "SELECT User, MAX(Login) / 1000000 FROM wtmp WHERE Type = 3 GROUP BY User"),
+    )
     look("lastlog2", LASTLOG2, lambda path: read_database(path, "SELECT Name, Time FROM Lastlog2"))
     look("bulwark", LOGINS, read_records)
     state = {source: said for source, said in state.items() if said != "absent"}
