@@ -28,10 +28,10 @@ HOST_SCHEMA = "bulwark.host/1"
 RUN_SCHEMA = "bulwark.run/1"
 HOST_STATUSES = ("unreachable", "failed", "assessed", "excluded")
 POLICIES = {
-    "HMS": "HMS IT Professional Code of Conduct",
-    "UMDNJ": "UMDNJ Protection of Sensitive Electronic Information",
-    "MA": "Massachusetts Enterprise Communications and Operations Management",
-    "WTH": "WayToHealth System Access Policy",
+    "HMS": "IT Professional Code of Conduct",
+    "UMDNJ": "Protection of Sensitive Electronic Information",
+    "MA": "Enterprise Communications and Operations Management",
+    "WTH": "System Access Policy",
 }
 CSV_COLUMNS = (
     "run_id", "host", "host_status", "profile", "os", "control", "title", "role", "status", "why", "statements", "expected",
@@ -307,7 +307,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             if counts[key]
         ]
         listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-        said = [f"{counts['pass']} of {_count(judged, 'control result', 'control results')} met; {listed}."]
+        said = [f"{counts['pass']} of {_count(judged, 'control result', 'control results')} are met; {listed}."]
     if silent:
         said.append(
             f"{_count(silent, 'host', 'hosts')} of {expected} could not be assessed and "
@@ -391,6 +391,15 @@ def _groups(records: Sequence[Mapping], keys_of: Any) -> list[dict]:
     return result
 
 
+def _in_policy_order(group: Mapping) -> tuple:
+    """Sort policies and statements as the register has them, numbers as numbers: WTH-7.7-2 before WTH-7.10-1."""
+    known = [*POLICIES]
+    policy = policy_of(group["name"])
+    # Splitting at numbers gives text at even and digits at odd places, so like is always compared with like.
+    parts = [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", group["name"]))]
+    return known.index(policy) if policy in known else len(known), policy, parts
+
+
 def render(run: Mapping[str, Any], records: Sequence[Mapping], template: str, requirements: Mapping[str, str]) -> str:
     """Return the HTML report. ``requirements`` says what each statement asks for, by id.
 
@@ -410,24 +419,15 @@ def render(run: Mapping[str, Any], records: Sequence[Mapping], template: str, re
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, shown=_shown, csp_hash=_csp_hash, policy_of=policy_of)
-    order = [*POLICIES]
-    policies = _groups(records, lambda control: map(policy_of, control.get("statements", [])))
-    policies.sort(key=lambda group: (order.index(group["name"]) if group["name"] in order else len(order), group["name"]))
-    statements = _groups(records, lambda control: control.get("statements", []))
-    statements.sort(
-        key=lambda group: (
-            order.index(policy_of(group["name"])) if policy_of(group["name"]) in order else len(order),
-            [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", group["name"])],
-            group["name"],
-        )
-    )
+    policies = _groups(records, lambda control: map(policy_of, control["statements"]))
+    statements = _groups(records, lambda control: control["statements"])
     return environment.from_string(template).render(
         run=run,
         hosts=list(zip(run["inventory"], records, strict=True)),
         sentences=sentences(run),
-        roles=sorted(_groups(records, lambda control: [control.get("role", "")]), key=lambda group: group["name"]),
-        policies=policies,
+        roles=sorted(_groups(records, lambda control: [control["role"]]), key=lambda group: group["name"]),
+        policies=sorted(policies, key=_in_policy_order),
         policy_names=POLICIES,
-        statements=statements,
+        statements=sorted(statements, key=_in_policy_order),
         requirements=requirements,
     )
