@@ -67,12 +67,13 @@ import os
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture import accounts, banner, ssh
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture import accounts, banner, session, ssh
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, read, run
 
 COLLECTORS = {
     "accounts": accounts.collect,
     "banner": banner.collect,
+    "session": session.collect,
     "ssh": ssh.collect,
 }
 
