@@ -6,12 +6,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 SSH_OPTIONS = (
@@ -20,11 +22,20 @@ SSH_OPTIONS = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each host's tests in order on one worker: hosts run side by side, the proofs of one host one by one."""
-    for item in items:
-        if "[" in item.name:
-            item.add_marker(pytest.mark.xdist_group(item.name.rsplit("[", 1)[1].split("-", 1)[0]))
+class OneHostOneWorker(LoadScopeScheduling):
+    """Keep each host's tests in order on one worker: hosts run side by side, the proofs of one host one by one.
+
+    xdist's own groups do not work with this pytest, whose node ids no longer take the suffix they need.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        named = re.search(r"ansible://(\w+-debian\d+)", nodeid)
+        return named.group(1) if named else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> OneHostOneWorker:
+    """Tell xdist to spread hosts, not tests."""
+    return OneHostOneWorker(config, log)
 
 
 @dataclasses.dataclass(frozen=True)
