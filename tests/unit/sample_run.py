@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 
+from ansible_collections.bulwark.hardening.plugins.plugin_utils import policy, report
+
 RUN_ID = "20261121T081502Z-3f9c"
 
 # id, title, statements, expectation, observed, variables, source, proof
@@ -241,3 +243,37 @@ def sample() -> list[dict]:
         control.update(status="error", why=f"Could not be observed: {reason}", variables={})
         control["observed"] = dict.fromkeys(control["observed"])
     return [tallied(good), tallied(drifted), tallied(silent)]
+
+
+def big(hosts: int = 50, controls: int = 60) -> list[dict]:
+    """Return as many records as a larger site has; every eleventh result is a failure."""
+    records = []
+    for host in range(hosts):
+        whole = record(f"host-{host:02d}")
+        whole["controls"] = [
+            {
+                **copy.deepcopy(whole["controls"][number % len(whole["controls"])]),
+                "id": f"{whole['controls'][number % len(whole['controls'])]['id']}_{number}",
+                **({"status": "fail", "why": "It is not as expected."} if (host + number) % 11 == 0 else {}),
+            }
+            for number in range(controls)
+        ]
+        records.append(tallied(whole))
+    return records
+
+
+def rendered(records: list[dict], excluded: dict[str, str] | None = None, parameters: dict | None = None) -> str:
+    """Return the HTML report of records, made the way the action makes it but with a fixed time and revision."""
+    hosts, problems = report.gather(
+        [(item["host"], item) for item in records], [item["host"] for item in records], excluded or {}, RUN_ID
+    )
+    about = {
+        "started_at": report.started_at(RUN_ID),
+        "finished_at": "2026-11-21T08:15:12Z",
+        "tool": {"collection": "bulwark.hardening", "version": "0.1.0", "ansible_core": "2.19.14", "python": "3.11.2"},
+        "revision": "75b367d0c1f24a7be9b6a2b5e83c1e7d9f0a4c11",
+        "register_sha256": "0c6f5e0e4f6d8c1d6b7c0d0a5b8f2f3c9e1a7b4d5c6e8f90123456789abcdef0",
+    }
+    run = report.run_record(RUN_ID, hosts, problems, parameters or {"session_idle_seconds": 1800}, about)
+    template = (policy.ROOT / "playbooks" / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    return report.render(run, hosts, template, policy.requirements())
