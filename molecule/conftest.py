@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,8 +109,10 @@ def person(host, target, tmp_path) -> Iterator[Callable[..., Person]]:
         for group in groups:
             host.run_expect([0, 9], "groupadd %s", group)  # 9: it is there already
         joined = f"--groups {','.join(groups)}" if groups else ""
-        # '*' means no password but not locked: a key may still open the account
-        host.check_output(f"useradd --create-home --shell {shell} --password '*' {joined} {name}")
+        # '*' means no password but not locked: a key may still open the account. Nobody gets a number somebody had just now:
+        # logind still stops that one's service manager then, and the new login waits a minute and a half for it.
+        number = 20000 + int(time.time() * 10) % 30000
+        host.check_output(f"useradd --create-home --uid {number} --shell {shell} --password '*' {joined} {name}")
         public = (tmp_path / f"{name}.key.pub").read_text().strip()
         host.check_output(
             f"install -d -m 0700 -o {name} -g {name} /home/{name}/.ssh && "
