@@ -7,7 +7,7 @@ An *entry* says what lies at a path, as plain JSON:
 
     {"type": "absent"}
     {"type": "file", "content": base64, "mode": "0644", "uid": 0, "gid": 0, "mtime_ns": 0, "xattrs": {name: base64}}
-    {"type": "link", "target": "../x", "uid": 0, "gid": 0}
+    {"type": "link", "target": "../x", "uid": 0, "gid": 0, "mtime_ns": 0}
     {"type": "directory", "mode": "0755", "uid": 0, "gid": 0}
 
 An entry that describes a wish (not a finding) has neither C(mtime_ns) nor C(xattrs).
@@ -181,7 +181,7 @@ def snapshot(path: str) -> dict:
     if stat.S_ISDIR(seen.st_mode):
         return {"type": "directory", "mode": mode, **owner}
     if stat.S_ISLNK(seen.st_mode):
-        return {"type": "link", "target": os.readlink(path), **owner}
+        return {"type": "link", "target": os.readlink(path), **owner, "mtime_ns": seen.st_mtime_ns}
     if not stat.S_ISREG(seen.st_mode):
         raise Refused(f"{path}: is neither a file nor a symbolic link")
     if seen.st_size > LARGEST:
@@ -294,6 +294,7 @@ def put(path: str, entry: dict, label=None) -> None:
         if kind == "link":
             os.symlink(entry["target"], ready)
             os.lchown(ready, entry["uid"], entry["gid"])
+            os.utime(ready, ns=(time.time_ns(), entry["mtime_ns"]), follow_symlinks=False)
         else:
             write(ready, entry)
             if label and "xattrs" not in entry:
@@ -396,7 +397,6 @@ class Store:
                     os.chmod(parent, 0o755)
             if not os.path.isdir(self.directory):
                 os.mkdir(self.directory, 0o700)
-            os.chmod(self.directory, 0o700)
         flags = os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
         try:
             self.lock_fd = os.open(os.path.join(self.directory, ".lock"), flags, 0o600)
@@ -413,6 +413,12 @@ class Store:
             if time.monotonic() >= deadline:
                 raise Refused(f"another run holds {self.directory}/.lock, also after {patience:g} seconds")
             time.sleep(0.05)
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+            self.lock_fd = -1
 
     def load(self) -> dict[str, dict]:
         """Return all records by name. A damaged one is refused: what it would put back, and what it owns, is unknown."""

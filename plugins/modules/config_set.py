@@ -396,6 +396,7 @@ class Transaction:
         self.store.directory = core.resolve(params["state_dir"])
         if core.snapshot(self.store.directory)["type"] not in ("absent", "directory"):
             raise Refused(f"state_dir = {params['state_dir']!r}: is not a directory")
+        core.resolve(os.path.join(self.store.directory, "x"))  # nor may it belong to others, or be writable by them
 
         locked = self.store.open(create=False, patience=params["lock_timeout"])
         if not locked and not check_mode:
@@ -415,6 +416,7 @@ class Transaction:
                 for problem in self.undo(record):
                     self.module.warn(problem)
         if not check_mode:
+            os.chmod(self.store.directory, 0o700)
             shutil.rmtree(self.store.staging(self.name), ignore_errors=True)
 
         record, wanted, steps, after = self.survey(wishes)
@@ -537,8 +539,9 @@ class Transaction:
             if commands:
                 record["journal"]["activating"] = True
                 self.store.save(record)
+                option = "activate" if params["activate"] else "owed (give activate to replace it)"
                 for command in commands:
-                    run(command, "activate", self.timeout, self.outcome["files"], self.secret)
+                    run(command, option, self.timeout, self.outcome["files"], self.secret)
             self.store.save(after)
         except Exception as exc:
             for number_ in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -639,10 +642,14 @@ def main() -> None:
         facts, message = {}, f"set {transaction.name}: {exc}; no file was changed"
     else:
         facts, message = {}, ""
+    finally:
+        transaction.store.close()
     for item in module.params["files"]:
         if item["secret"] and item["content"] is not None:
             item["content"] = SECRET  # the result repeats the options
     if message:
+        if transaction.outcome["recovered"]:
+            message += "; before that, what a killed run had begun was undone"
         changed = transaction.outcome["recovered"] or facts.get("rolled_back") is False
         recovered = transaction.outcome["recovered"]
         module.fail_json(msg=message, changed=changed, files=[], removed=[], recovered=recovered, **facts)
