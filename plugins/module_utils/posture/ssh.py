@@ -29,6 +29,7 @@ SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 TRUST_EVERYWHERE = ("/etc/hosts.equiv", "/etc/ssh/shosts.equiv")
 TRUST_AT_HOME = (".rhosts", ".shosts")
 SET_ASIDE = ".set-aside-by-bulwark"
+PRIVILEGE_SEPARATION = "/run/sshd"
 PID_FILE = "/run/sshd.pid"  # written whenever sshd has read its configuration, also after SIGHUP
 
 # Addresses nobody has (RFC 5737, RFC 3849): they stand for "from somewhere else".
@@ -307,6 +308,9 @@ def read_keys(path: str) -> list[dict]:
 def ask(options: list[str], user: str, address: str, host: str, laddr: str, lport: str) -> dict[str, list[str]]:
     """Return the effective settings of one connection. Raises CannotObserve when sshd refuses its configuration."""
     about = f"user={user},host={host},addr={address},laddr={laddr},lport={lport}"
+    # Waiting behind a socket, sshd has lost its empty directory, which its service makes anew at every start, and without
+    # which it does not even print its settings.
+    os.makedirs(PRIVILEGE_SEPARATION, mode=0o755, exist_ok=True)
     return ssh.parse_effective(run([SSHD, "-T", *options, "-C", about]))
 
 
