@@ -163,7 +163,7 @@ def coverage(tree: Tree) -> dict[str, Any]:
         return {key: count for key, count in counts.items() if count}
 
     proofs = {control["id"]: listed(control["proof"]) for _file, control, _role in tree.controls()}
-    roles = {control["id"]: role for _file, control, role in tree.controls()}
+    roles = {control["id"]: role.name for _file, control, role in tree.controls()}
 
     def row(statement: dict) -> dict[str, str]:
         name = statement["id"]
@@ -196,12 +196,12 @@ def coverage(tree: Tree) -> dict[str, Any]:
 
     return {
         "totals": totals,
-        "by_policy": group(lambda s: s["source"]["policy"], tree.register["policies"]),
-        "by_class": group(lambda s: s["class"], tree.register["classes"]),
+        "by_policy": group(lambda s: s["source"]["policy"], tree.policies),
+        "by_class": group(lambda s: s["class"], tree.classes),
         "by_room": group(lambda s: s.get("room", "(none: out of scope)"), [*tree.rooms, "(none: out of scope)"]),
         "policies": [
             {"id": policy, **facts, "rows": [row(s) for s in every if s["source"]["policy"] == policy]}
-            for policy, facts in tree.register["policies"].items()
+            for policy, facts in tree.policies.items()
         ],
         "conflicts": [
             {
@@ -434,7 +434,7 @@ def statements_table(tree: Tree) -> str:
         names = [name for name in tree.statements if name in claimed]
         linked = ", ".join(f"[{name}](docs/coverage.md#{name.lower()})" for name in names)
         rows.append(f"| [{role.name}](roles/{role.name}/README.md) | {len(role.controls)} | {linked} |")
-    by_policy = {policy: Counter() for policy in tree.register["policies"]}
+    by_policy = {policy: Counter() for policy in tree.policies}
     for statement in tree.statements.values():
         by_policy[statement["source"]["policy"]][status(tree, statement)] += 1
     lines = ["| role | controls | statements it satisfies |", "|---|--:|---|", *rows, "", totals("policy", by_policy), ""]
@@ -497,11 +497,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="repository to look at (default: this one)")
     options = parser.parse_args(argv)
     root = options.root.resolve()
-    try:
-        files = generated(Tree(root))
-    except KeyError as exc:
-        print(f"{exc} is missing somewhere; tools/policy.py lint says where")
+    tree = Tree(root)
+    if tree.misshapen:
+        print("\n".join(map(str, sorted(tree.misshapen))))
         return 1
+    files = generated(tree)
     stale = 0
     for path, text in files.items():
         file = root / path

@@ -16,8 +16,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,175 @@ class Problem:
         return f"{self.file}: {self.subject}: {self.message}"
 
 
+class Anything:
+    """A shape that fits whatever is there."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """A mapping of any names to values of one shape."""
+
+    of: Any
+    empty: bool = False
+
+
+@dataclass(frozen=True)
+class Seq:
+    """A list of values of one shape."""
+
+    of: Any
+    empty: bool = False
+
+
+def misfits(value: Any, shape: Any, subject: str = "-", where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (subject, what is wrong) wherever a value does not have a shape.
+
+    A shape is Anything, a type, a Map or Seq, a tuple of alternatives, or a dict of keys: "key" must be there, "key?" may be,
+    "..." allows others. The subject is the id of the entry (its name, where it has none) that the misfit is in.
+    """
+    named = f"'{where}'" if where else "the file"
+    if shape is Anything:
+        return
+    if isinstance(shape, tuple):
+        if all(list(misfits(value, one)) for one in shape):
+            yield subject, f"{named} is {_told(value)}, not {' or '.join(_wanted(one) for one in shape)}"
+    elif isinstance(shape, type):
+        if not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
+            yield subject, f"{named} is {_told(value)}, not {_wanted(shape)}"
+        elif value == "":
+            yield subject, f"{named} is empty"
+    elif isinstance(shape, Seq):
+        if not isinstance(value, list):
+            yield subject, f"{named} is {_told(value)}, not a list"
+        elif not value and not shape.empty:
+            yield subject, f"{named} is empty"
+        for number, item in enumerate(value if isinstance(value, list) else []):
+            name = item.get("id", item.get("control")) if isinstance(item, dict) else None
+            own = isinstance(name, str) and bool(name)
+            yield from misfits(item, shape.of, name if own else subject, "" if own else f"{where}[{number}]")
+    elif not isinstance(value, dict):
+        yield subject, f"{named} is {_told(value)}, not a mapping"
+    elif isinstance(shape, Map):
+        if not value and not shape.empty:
+            yield subject, f"{named} is empty"
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield subject, f"{named} has the key {key!r}, which is no text"
+            elif subject == "-":
+                yield from misfits(item, shape.of, key)
+            else:
+                yield from misfits(item, shape.of, subject, f"{where}.{key}".lstrip("."))
+    else:
+        known = {key.rstrip("?"): one for key, one in shape.items() if key != "..."}
+        for key in shape:
+            if key != "..." and not key.endswith("?") and key not in value:
+                yield subject, f"'{where}.{key}' is missing".replace("'.", "'")
+        for key, item in value.items():
+            if key in known:
+                yield from misfits(item, known[key], subject, f"{where}.{key}".lstrip("."))
+            elif "..." not in shape:
+                yield subject, f"unknown key '{key}'; known are {', '.join(sorted(known))}"
+
+
+def _told(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _wanted(shape: Any) -> str:
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Seq: "a list", Map: "a mapping"}
+    return names.get(shape, names.get(type(shape), "a mapping"))
+
+
+TEXTS = (str, Seq(str))
+NAMES = Seq(str)
+STATEMENT = {
+    "id": str,
+    "source": {"policy": str, "section": str, "line": int},
+    "requirement": str,
+    "class": str,
+    "reason?": str,
+    "room?": str,
+    "platforms?": NAMES,
+    "shown_by?": str,
+    "params?": Map(Anything),
+    "note?": str,
+    "conflicts?": NAMES,
+    "mappings?": Map(Map(NAMES)),
+}
+BOOK = {"title": str, "titles": Map(str), "note?": str, "confirmed_by?": str, "named_by?": Map(Seq(str, empty=True))}
+OPTION: dict[str, Any] = {"description": TEXTS, "type?": str, "elements?": str, "required?": bool, "...": Anything}
+OPTION["options?"] = Map(OPTION)
+# What each bound of policy/parameters takes.
+OPERANDS = {
+    **dict.fromkeys(("at_most", "at_least"), (int, float)),
+    **dict.fromkeys(("one_of", "subset_of", "contains"), Seq(Anything)),
+    **dict.fromkeys(("min_items", "max_items", "max_length"), int),
+    **dict.fromkeys(("matches", "not_matches"), str),
+    **dict.fromkeys(("unique", "single_line", "text", "absolute_path", "not_empty", "date"), bool),
+    "equals": Anything,
+}
+SHAPES = {
+    "policy/register.yml": {
+        "policies": Map({"title": str, "text_sha256": str}),
+        "classes": Map(str),
+        "statements": Seq(STATEMENT),
+    },
+    "policy/rooms.yml": {"rooms": Map(str)},
+    "policy/conflicts.yml": {"conflicts": Seq({"id": str, "topic": str, "members": NAMES, "resolution": str}, empty=True)},
+    "policy/values.yml": {
+        "values": Map({"rule": str, "value": (int, float, str, Seq(Anything)), "from": NAMES, "note?": str}, empty=True),
+        "site_decides": Seq(str, empty=True),
+    },
+    "policy/crosswalk.yml": {"hipaa": BOOK, "nist_800_53r5": BOOK, "hitrust": BOOK},
+    "policy/not_yet.yml": {
+        "not_yet": Map(NAMES, empty=True),
+        "partly": Map({"room": str, "missing": str}, empty=True),
+    },
+    "policy/parameters/{role}.yml": {
+        "parameters": Map(
+            {
+                "source": str,
+                "why": str,
+                "unit?": str,
+                "statements?": NAMES,
+                "bounds?": Map(Anything),
+                "limits?": Map(Anything),
+            }
+        )
+    },
+    "roles/{role}/defaults/main.yml": Map(Anything),
+    "roles/{role}/vars/main.yml": Map(Anything, empty=True),
+    "roles/{role}/meta/argument_specs.yml": {
+        "argument_specs": {
+            "main": {"short_description": str, "description?": TEXTS, "options": Map(OPTION), "...": Anything},
+            "...": Anything,
+        }
+    },
+    "roles/{role}/meta/main.yml": {
+        "galaxy_info": {"platforms": Seq({"name": str, "versions": Seq(Anything)}), "...": Anything},
+        "...": Anything,
+    },
+    "roles/{role}/meta/controls.yml": {
+        "controls": Seq(
+            {
+                "id": str,
+                "title": str,
+                "statements": NAMES,
+                "profiles": NAMES,
+                "posture": str,
+                "source": str,
+                "expect": NAMES,
+                "not_applicable?": Seq({"when": TEXTS, "reason": str}),
+                "proof": TEXTS,
+                "remedy": str,
+            }
+        )
+    },
+    "molecule/{role}/sabotage.yml": {"sabotage": Seq({"control": str, "break": str, "mend": str})},
+}
+
+
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """YAML as Ansible writes it: a tagged value (!vault, !unsafe) is read as plain data."""
 
@@ -70,7 +239,7 @@ Loader.add_multi_constructor("!", _untagged)
 
 @dataclass
 class Role:
-    """What the files of one role and of its scenario say; a file that is missing or broken counts as empty."""
+    """What the files of one role and of its scenario say; a file that is missing or misshapen counts as empty."""
 
     name: str
     spec: dict[str, Any]  # meta/argument_specs.yml, entry point main
@@ -84,7 +253,7 @@ class Role:
     @property
     def options(self) -> dict[str, dict]:
         """Return the public variables with their argument specification."""
-        return self.spec.get("options") or {}
+        return self.spec.get("options", {})
 
     @property
     def complete(self) -> bool:
@@ -92,113 +261,74 @@ class Role:
         return bool(self.options and self.defaults and self.controls and self.parameters)
 
 
-@dataclass
 class Tree:
-    """Everything the rules look at. ``collected`` holds ``file::function`` of each proof that pytest would run."""
+    """Everything the rules look at, read from a root. What is there has the shape it should have.
 
-    root: Path
-    collected: set[str] = field(default_factory=set)
-    unreadable: list[Problem] = field(default_factory=list)
+    ``missing`` and ``misshapen`` say which files are not there, and which cannot be read or hold something else.
+    ``collected`` holds ``file::function`` of each proof that pytest would run.
+    """
 
-    def load(self, path: str, key: str | None = None, kind: type = dict) -> Any:
-        """Return a file's data (or the part under ``key``), empty and noted in ``unreadable`` if it is not of that kind."""
+    def __init__(self, root: Path, collected: set[str] | None = None) -> None:
+        self.root = root
+        self.collected = collected or set()
+        self.missing: list[Problem] = []
+        self.misshapen: list[Problem] = []
+        register = self._load("policy/register.yml")
+        self.policies: dict[str, dict] = register.get("policies", {})
+        self.classes: dict[str, str] = register.get("classes", {})
+        self.entries: list[dict] = register.get("statements", [])
+        self.statements = {entry["id"]: entry for entry in self.entries}  # in the order of the policies
+        self.rooms: dict[str, str] = self._load("policy/rooms.yml").get("rooms", {})
+        self.conflicts: list[dict] = self._load("policy/conflicts.yml").get("conflicts", [])
+        values = self._load("policy/values.yml")
+        self.values: dict[str, dict] = values.get("values", {})
+        self.site_decides: list[str] = values.get("site_decides", [])
+        self.crosswalk: dict[str, dict] = self._load("policy/crosswalk.yml")
+        owed = self._load("policy/not_yet.yml")
+        self.not_yet: dict[str, list[str]] = owed.get("not_yet", {})
+        self.partly: dict[str, dict] = owed.get("partly", {})
+        self.roles = {path.name: self._role(path.name) for path in sorted(root.glob("roles/*/"))}
+
+    def _role(self, name: str) -> Role:
+        internals = "roles/{role}/vars/main.yml"
+        return Role(
+            name,
+            spec=self._load("roles/{role}/meta/argument_specs.yml", name).get("argument_specs", {}).get("main", {}),
+            platforms=self._load("roles/{role}/meta/main.yml", name).get("galaxy_info", {}).get("platforms", []),
+            defaults=self._load("roles/{role}/defaults/main.yml", name),
+            internals=self._load(internals, name) if (self.root / internals.format(role=name)).is_file() else {},
+            controls=self._load("roles/{role}/meta/controls.yml", name).get("controls", []),
+            parameters=self._load("policy/parameters/{role}.yml", name).get("parameters", {}),
+            sabotage=self._load("molecule/{role}/sabotage.yml", name).get("sabotage", []),
+        )
+
+    def _load(self, pattern: str, role: str = "") -> dict:
+        """Return the data of one of the SHAPES' files, or an empty mapping when it is missing or misshapen."""
+        path = pattern.format(role=role)
         try:
             data = yaml.load((self.root / path).read_text(encoding="utf-8"), Loader=Loader)
         except FileNotFoundError:
-            self.unreadable.append(Problem(path, key or "-", "file is missing"))
-            return kind()
+            self.missing.append(Problem(path, role or "-", "file is missing"))
+            return {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-            self.unreadable.append(Problem(path, key or "-", f"cannot be read: {' '.join(str(exc).split())}"))
-            return kind()
-        if key is not None:
-            data = data.get(key) if isinstance(data, dict) else None
-        if data is None and key is None:
-            return kind()
-        if not isinstance(data, kind):
-            self.unreadable.append(Problem(path, key or "-", f"expected a {kind.__name__}"))
-            return kind()
-        return data
+            self.misshapen.append(Problem(path, role or "-", f"cannot be read: {' '.join(str(exc).split())}"))
+            return {}
+        found = [Problem(path, subject, message) for subject, message in misfits(data, SHAPES[pattern])]
+        self.misshapen += found
+        return {} if found else data
 
-    @cached_property
-    def register(self) -> dict:
-        """Return policy/register.yml."""
-        return self.load("policy/register.yml")
-
-    @cached_property
-    def statements(self) -> dict[str, dict]:
-        """Return the statements by id, in the order of the policies."""
-        entries = self.register.get("statements") or []
-        return {entry["id"]: entry for entry in entries if isinstance(entry, dict) and "id" in entry}
-
-    @cached_property
-    def rooms(self) -> dict[str, str]:
-        """Return what each room is for, by its name."""
-        return self.load("policy/rooms.yml", "rooms")
-
-    @cached_property
-    def conflicts(self) -> list[dict]:
-        """Return the conflicts between statements, with their resolutions."""
-        return self.load("policy/conflicts.yml", "conflicts", list)
-
-    @cached_property
-    def values(self) -> dict[str, dict]:
-        """Return the values that hold once conflicts are settled."""
-        return self.load("policy/values.yml", "values")
-
-    @cached_property
-    def site_decides(self) -> list[str]:
-        """Return the numbers that no policy gives."""
-        return self.load("policy/values.yml", "site_decides", list)
-
-    @cached_property
-    def crosswalk(self) -> dict[str, dict]:
-        """Return titles and provenance of the identifiers in mappings."""
-        return self.load("policy/crosswalk.yml")
-
-    @cached_property
-    def not_yet(self) -> dict[str, list[str]]:
-        """Return the statements without a control, by room."""
-        return self.load("policy/not_yet.yml", "not_yet")
-
-    @cached_property
-    def partly(self) -> dict[str, dict]:
-        """Return what is missing from statements whose controls do not reach all they ask."""
-        return self.load("policy/not_yet.yml", "partly")
-
-    @cached_property
-    def roles(self) -> dict[str, Role]:
-        """Return the roles by name."""
-        found = {}
-        for path in sorted(self.root.glob("roles/*/")):
-            name = path.name
-            specs = self.load(f"roles/{name}/meta/argument_specs.yml", "argument_specs")
-            galaxy = self.load(f"roles/{name}/meta/main.yml", "galaxy_info")
-            internals = f"roles/{name}/vars/main.yml"
-            found[name] = Role(
-                name,
-                spec=specs.get("main") or {},
-                platforms=galaxy.get("platforms") or [],
-                defaults=self.load(f"roles/{name}/defaults/main.yml"),
-                internals=self.load(internals) if (self.root / internals).is_file() else {},
-                controls=self.load(f"roles/{name}/meta/controls.yml", "controls", list),
-                parameters=self.load(f"policy/parameters/{name}.yml", "parameters"),
-                sabotage=self.load(f"molecule/{name}/sabotage.yml", "sabotage", list),
-            )
-        return found
-
-    def controls(self) -> Iterator[tuple[str, dict, str]]:
-        """Yield (file, control, role) of every control that is a mapping with an id."""
+    def controls(self) -> Iterator[tuple[str, dict, Role]]:
+        """Yield (file, control, role) of every control."""
         for role in self.roles.values():
             for control in role.controls:
-                if isinstance(control, dict) and control.get("id"):
-                    yield f"roles/{role.name}/meta/controls.yml", control, role.name
+                yield f"roles/{role.name}/meta/controls.yml", control, role
 
     @cached_property
     def satisfied(self) -> dict[str, list[str]]:
         """Return the ids of the controls that claim each statement, sorted."""
         claims: dict[str, list[str]] = {}
         for _file, control, _role in self.controls():
-            for statement in control.get("statements") or []:
+            for statement in control["statements"]:
                 claims.setdefault(statement, []).append(control["id"])
         return {statement: sorted(ids) for statement, ids in claims.items()}
 
@@ -208,22 +338,9 @@ def listed(value: Any) -> list:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def shape(file: str, subject: str, entry: Any, required: Mapping[str, Any], optional: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what is missing, unknown, empty or of the wrong type in one mapping; types are Python's."""
-    if not isinstance(entry, dict):
-        yield Problem(file, subject, "must be a mapping")
-        return
-    known = {**required, **optional}
-    for key in required:
-        if key not in entry:
-            yield Problem(file, subject, f"'{key}' is missing")
-    for key, value in entry.items():
-        if key not in known:
-            yield Problem(file, subject, f"unknown key '{key}'; known are {', '.join(sorted(known))}")
-        elif not isinstance(value, known[key]):
-            yield Problem(file, subject, f"'{key}' is a {type(value).__name__}, which is not expected here")
-        elif value in ("", [], {}):
-            yield Problem(file, subject, f"'{key}' is empty")
+def twice(file: str, names: Iterable[str], message: str) -> Iterator[Problem]:
+    """Yield a problem for each name that stands there more than once."""
+    yield from (Problem(file, name, message) for name, count in Counter(names).items() if count > 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -231,33 +348,19 @@ def shape(file: str, subject: str, entry: Any, required: Mapping[str, Any], opti
 
 
 def register_is_sound(tree: Tree) -> Iterator[Problem]:
-    """Each statement is complete, has its own id, and names only rooms, conflicts and identifiers that exist."""
+    """Each statement has its own id and names only policies, rooms, conflicts and identifiers that exist."""
     file = "policy/register.yml"
-    policies = tree.register.get("policies") or {}
-    entries = tree.register.get("statements") or []
-    if not entries:
-        yield Problem(file, "statements", "the register holds no statements")
-    yield from (Problem(file, c, "class has no description") for c in CLASSES if c not in (tree.register.get("classes") or {}))
-    ids = Counter(entry.get("id") for entry in entries if isinstance(entry, dict))
-    yield from (Problem(file, str(name), "the id is used twice") for name, count in ids.items() if count > 1)
-    required = {"id": str, "source": dict, "requirement": str, "class": str}
-    optional = {"reason": str, "room": str, "platforms": list, "shown_by": str, "params": dict, "note": str}
-    optional |= {"conflicts": list, "mappings": dict}
-    conflicts = {conflict.get("id") for conflict in tree.conflicts if isinstance(conflict, dict)}
-    for entry in entries:
-        name = entry.get("id", "?") if isinstance(entry, dict) else str(entry)
-        found = list(shape(file, name, entry, required, optional))
-        yield from found
-        if found:
-            continue
-        yield from shape(file, name, entry["source"], {"policy": str, "section": str, "line": int}, {})
-        policy = entry["source"].get("policy")
-        if policy not in policies or not name.startswith(f"{policy}-"):
+    yield from (Problem(file, name, "class has no description") for name in CLASSES if name not in tree.classes)
+    yield from twice(file, (entry["id"] for entry in tree.entries), "the id is used twice")
+    conflicts = {conflict["id"] for conflict in tree.conflicts}
+    for entry in tree.entries:
+        name, policy = entry["id"], entry["source"]["policy"]
+        if policy not in tree.policies or not name.startswith(f"{policy}-"):
             yield Problem(file, name, f"policy {policy} is unknown or not the first part of the id")
-        yield from _class_is_sound(tree, file, name, entry)
-        for conflict in entry.get("conflicts") or []:
+        for conflict in entry.get("conflicts", []):
             if conflict not in conflicts:
                 yield Problem(file, name, f"conflict {conflict} is not in policy/conflicts.yml")
+        yield from _class_is_sound(tree, file, name, entry)
         yield from _mappings_are_sound(tree, file, name, entry)
 
 
@@ -277,50 +380,44 @@ def _class_is_sound(tree: Tree, file: str, name: str, entry: dict) -> Iterator[P
                 yield Problem(file, name, f"'{key}' is missing")
         if entry.get("room", "") not in {"", *tree.rooms}:
             yield Problem(file, name, f"room {entry['room']!r} is not in policy/rooms.yml")
-        for platform in set(entry.get("platforms") or []) - set(PLATFORMS):
+        for platform in set(entry.get("platforms", [])) - set(PLATFORMS):
             yield Problem(file, name, f"platform {platform!r} is unknown; known are {', '.join(PLATFORMS)}")
 
 
 def _mappings_are_sound(tree: Tree, file: str, name: str, entry: dict) -> Iterator[Problem]:
-    for kind, by_provenance in (entry.get("mappings") or {}).items():
-        if kind not in PROVENANCE or not isinstance(by_provenance, dict):
-            yield Problem(file, name, f"mapping {kind!r} is unknown or says nothing about where it comes from")
+    for kind, by_provenance in entry.get("mappings", {}).items():
+        if kind not in PROVENANCE:
+            yield Problem(file, name, f"mapping {kind!r} is unknown; known are {', '.join(PROVENANCE)}")
             continue
-        book = tree.crosswalk.get(kind) or {}
-        named = (book.get("named_by") or {}).get(entry["source"].get("policy"), [])
-        seen: Counter = Counter()
+        book = tree.crosswalk.get(kind, {})
+        named = book.get("named_by", {}).get(entry["source"]["policy"], [])
         for provenance, identifiers in by_provenance.items():
             if provenance not in PROVENANCE[kind]:
                 yield Problem(file, name, f"{kind}: provenance {provenance!r} is not one of {', '.join(PROVENANCE[kind])}")
-            for identifier in listed(identifiers):
-                seen[identifier] += 1
-                if identifier not in (book.get("titles") or {}):
+            for identifier in identifiers:
+                if identifier not in book.get("titles", {}):
                     yield Problem(file, name, f"{kind}: {identifier} has no title in policy/crosswalk.yml")
-                if (provenance == "named") != (identifier in named) and "named" in PROVENANCE[kind]:
+                if "named" in PROVENANCE[kind] and (provenance == "named") != (identifier in named):
                     yield Problem(file, name, f"{kind}: {identifier} is called {provenance}, but the crosswalk says otherwise")
-        yield from (Problem(file, name, f"{kind}: {i} stands there twice") for i, count in seen.items() if count > 1)
-        if kind == "nist_800_53r5" and by_provenance.get("sp800_66r2") and "hipaa" not in entry["mappings"]:
+        for problem in twice(file, (i for ids in by_provenance.values() for i in ids), "stands there twice"):
+            yield Problem(file, name, f"{kind}: {problem.subject} {problem.message}")
+        if kind == "nist_800_53r5" and "sp800_66r2" in by_provenance and "hipaa" not in entry["mappings"]:
             yield Problem(file, name, "SP 800-66r2 confirms by HIPAA citation, and the statement has none")
 
 
 def conflicts_are_sound(tree: Tree) -> Iterator[Problem]:
-    """Each conflict has a resolution, and it and its statements name each other."""
+    """Each conflict has its own id, and it and its statements name each other."""
     file = "policy/conflicts.yml"
-    ids = Counter(c.get("id") for c in tree.conflicts if isinstance(c, dict))
-    yield from (Problem(file, str(name), "the id is used twice") for name, count in ids.items() if count > 1)
+    yield from twice(file, (conflict["id"] for conflict in tree.conflicts), "the id is used twice")
     for conflict in tree.conflicts:
-        name = conflict.get("id", "?") if isinstance(conflict, dict) else str(conflict)
-        wrong = list(shape(file, name, conflict, {"id": str, "topic": str, "members": list, "resolution": str}, {}))
-        yield from wrong
-        if wrong:
-            continue
+        name = conflict["id"]
         for member in conflict["members"]:
             if member not in tree.statements:
                 yield Problem(file, name, f"statement {member} is not in the register")
-            elif name not in (tree.statements[member].get("conflicts") or []):
+            elif name not in tree.statements[member].get("conflicts", []):
                 yield Problem(file, name, f"statement {member} does not name this conflict")
-        for statement in tree.statements.values():
-            if name in (statement.get("conflicts") or []) and statement["id"] not in conflict["members"]:
+        for statement in tree.entries:
+            if name in statement.get("conflicts", []) and statement["id"] not in conflict["members"]:
                 yield Problem(file, name, f"statement {statement['id']} names this conflict but is no member of it")
 
 
@@ -328,11 +425,6 @@ def values_are_sound(tree: Tree) -> Iterator[Problem]:
     """Each settled value says how it binds and which statements give it."""
     file = "policy/values.yml"
     for name, value in tree.values.items():
-        anything = (int, float, str, list)
-        wrong = list(shape(file, name, value, {"rule": str, "value": anything, "from": list}, {"note": str}))
-        yield from wrong
-        if wrong:
-            continue
         if value["rule"] not in RULES_OF_VALUES:
             yield Problem(file, name, f"rule {value['rule']!r} is not one of {', '.join(RULES_OF_VALUES)}")
         for statement in value["from"]:
@@ -345,39 +437,37 @@ def values_are_sound(tree: Tree) -> Iterator[Problem]:
 def not_yet_is_true(tree: Tree) -> Iterator[Problem]:
     """What can be proven has a control or stands in not_yet.yml, never both; what is partly there says what is missing."""
     file = "policy/not_yet.yml"
-    counted: Counter = Counter()
+    waiting = [name for names in tree.not_yet.values() for name in names]
+    yield from twice(file, waiting, "stands there twice")
     for room, names in tree.not_yet.items():
         if room not in tree.rooms:
             yield Problem(file, room, "the room is not in policy/rooms.yml")
-        for name in listed(names):
-            counted[name] += 1
+        for name in names:
             statement = tree.statements.get(name)
             if statement is None:
                 yield Problem(file, name, "the statement is not in the register")
-            elif statement.get("class") not in PROVABLE:
-                yield Problem(file, name, f"class {statement.get('class')} needs no entry here")
+            elif statement["class"] not in PROVABLE:
+                yield Problem(file, name, f"class {statement['class']} needs no entry here")
             elif statement.get("room") != room:
                 yield Problem(file, name, f"stands under {room}, the register says {statement.get('room')}")
             if name in tree.satisfied:
                 by = ", ".join(tree.satisfied[name])
                 yield Problem(file, name, f"stale: {by} satisfies it; take it out or move it to partly")
-    yield from (Problem(file, name, "stands there twice") for name, count in counted.items() if count > 1)
     for name, entry in tree.partly.items():
-        yield from shape(file, name, entry, {"room": str, "missing": str}, {})
         if name not in tree.statements:
             yield Problem(file, name, "the statement is not in the register")
         elif name not in tree.satisfied:
             yield Problem(file, name, "has no control at all; it belongs under not_yet")
-        if isinstance(entry, dict) and entry.get("room", "") not in {"", *tree.rooms}:
+        if entry["room"] not in tree.rooms:
             yield Problem(file, name, f"room {entry['room']!r} is not in policy/rooms.yml")
     for name, statement in tree.statements.items():
-        if statement.get("class") not in PROVABLE:
+        if statement["class"] not in PROVABLE:
             continue
         room, controls = statement.get("room"), tree.satisfied.get(name, [])
         if controls and name not in tree.partly and not any(control.startswith(f"{room}.") for control in controls):
             message = f"only {', '.join(controls)} satisfies it, but its room is {room}; say under partly what {room} still owes"
             yield Problem(file, name, message)
-        if not controls and not counted[name]:
+        if not controls and name not in waiting:
             message = f"is {statement['class']} but has neither a control nor an entry in {file}"
             yield Problem("policy/register.yml", name, message)
 
@@ -391,40 +481,28 @@ def roles_are_complete(tree: Tree) -> Iterator[Problem]:
     for role in tree.roles:
         if role not in tree.rooms:
             yield Problem(f"roles/{role}", role, "the role is not a room of policy/rooms.yml")
-        # files that are read here (all but these) are missed by Tree.load
+        # files that are read here (all but these) are missed when the tree is loaded
         for file in (f"roles/{role}/tasks/main.yml", f"molecule/{role}/molecule.yml", f"molecule/{role}/prepare.yml"):
             if not (tree.root / file).is_file():
                 yield Problem(file, role, "file is missing")
 
 
 def controls_are_sound(tree: Tree) -> Iterator[Problem]:
-    """Each control is complete, has its own id that starts with its role, and claims statements that hosts can satisfy."""
-    required = {"id": str, "title": str, "statements": list, "profiles": list, "posture": str, "source": str}
-    required |= {"expect": list, "proof": (str, list), "remedy": str}
-    counted = Counter(control["id"] for _file, control, _role in tree.controls())
+    """Each control has its own id that starts with its role, and claims statements that hosts can satisfy."""
     for role in tree.roles.values():
         file = f"roles/{role.name}/meta/controls.yml"
-        if not role.controls and (tree.root / file).is_file():
-            yield Problem(file, role.name, "the role has no controls")
+        yield from twice(file, (control["id"] for control in role.controls), "the id is used twice")
         for control in role.controls:
-            name = str(control.get("id", "?")) if isinstance(control, dict) else str(control)
-            wrong = list(shape(file, name, control, required, {"not_applicable": list}))
-            yield from wrong
-            if not isinstance(control, dict):
-                continue
-            if counted[name] > 1:
-                yield Problem(file, name, "the id is used twice")
+            name = control["id"]
             if not re.fullmatch(rf"{re.escape(role.name)}\.[a-z0-9_]+", name):
                 yield Problem(file, name, f"the id must be {role.name}.<what>, in small letters, digits and _")
-            for statement in listed(control.get("statements")):
+            for statement in control["statements"]:
                 if statement not in tree.statements:
                     yield Problem(file, name, f"statement {statement} is not in the register")
-                elif tree.statements[statement].get("class") == "out-of-scope":
+                elif tree.statements[statement]["class"] == "out-of-scope":
                     yield Problem(file, name, f"statement {statement} is out of scope; a control cannot satisfy it")
-            for profile in set(listed(control.get("profiles"))) - set(bounds.PROFILES):
+            for profile in set(control["profiles"]) - set(bounds.PROFILES):
                 yield Problem(file, name, f"profile {profile!r} is unknown; known are {', '.join(bounds.PROFILES)}")
-            for case in listed(control.get("not_applicable")):
-                yield from shape(file, name, case, {"when": (str, list), "reason": str}, {})
 
 
 def collectors(root: Path) -> set[str]:
@@ -443,16 +521,14 @@ def controls_can_be_judged(tree: Tree) -> Iterator[Problem]:
     """A registered collector observes each control, and its conditions parse and look only at that and the role's variables."""
     registered = collectors(tree.root)
     for file, control, role in tree.controls():
-        name, posture = control["id"], control.get("posture")
+        name, posture = control["id"], control["posture"]
         if posture not in registered:
             yield Problem(file, name, f"collector {posture!r} is not registered in plugins/modules/posture.py")
-        conditions = [*listed(control.get("expect"))]
-        for case in listed(control.get("not_applicable")):
-            conditions += listed(case.get("when")) if isinstance(case, dict) else []
+        excuses = [condition for case in control.get("not_applicable", []) for condition in listed(case["when"])]
         looked = False
-        for condition in conditions:
+        for condition in [*control["expect"], *excuses]:
             try:
-                paths, names = judge.names_in(str(condition))
+                paths, names = judge.names_in(condition)
             except jinja2.TemplateSyntaxError as exc:
                 yield Problem(file, name, f"'{condition}' does not parse: {exc.message}")
                 continue
@@ -461,10 +537,10 @@ def controls_can_be_judged(tree: Tree) -> Iterator[Problem]:
                 if path.split(".")[0] != posture:
                     yield Problem(file, name, f"'{condition}' looks at posture.{path}, but its collector is {posture}")
             for variable in names:
-                if variable not in {**tree.roles[role].defaults, **tree.roles[role].internals}:
+                if variable not in {**role.defaults, **role.internals}:
                     message = f"uses {variable}, which is neither posture nor a variable of the role"
                     yield Problem(file, name, f"'{condition}' {message}")
-        if conditions and not looked:
+        if not looked:
             yield Problem(file, name, "no condition looks at the posture, so it can never fail because of the host")
 
 
@@ -472,12 +548,12 @@ def proofs_exist(tree: Tree) -> Iterator[Problem]:
     """Each control names at least one proof, in its own role's scenario, that pytest collects."""
     for file, control, role in tree.controls():
         name = control["id"]
-        for proof in listed(control.get("proof")):
-            path, _colons, function = str(proof).partition("::")
+        for proof in listed(control["proof"]):
+            path, _colons, function = proof.partition("::")
             if not function:
                 yield Problem(file, name, f"proof {proof} must be <file>::<test function>")
-            elif not path.startswith(f"molecule/{role}/tests/"):
-                yield Problem(file, name, f"proof {proof} is not in molecule/{role}/tests/")
+            elif not path.startswith(f"molecule/{role.name}/tests/"):
+                yield Problem(file, name, f"proof {proof} is not in molecule/{role.name}/tests/")
             elif not (tree.root / path).is_file():
                 yield Problem(file, name, f"proof {proof}: no such file")
             elif proof not in tree.collected:
@@ -485,18 +561,13 @@ def proofs_exist(tree: Tree) -> Iterator[Problem]:
 
 
 def sabotage_is_complete(tree: Tree) -> Iterator[Problem]:
-    """Each control is broken and mended once in its scenario, so that the assessment is seen to notice."""
+    """Each control is broken and mended in its scenario, so that the assessment is seen to notice."""
     for role in tree.roles.values():
         file = f"molecule/{role.name}/sabotage.yml"
-        own = {control["id"] for control in role.controls if isinstance(control, dict) and control.get("id")}
-        counted: Counter = Counter()
-        for entry in role.sabotage:
-            name = str(entry.get("control", "?")) if isinstance(entry, dict) else str(entry)
-            counted[name] += 1
-            yield from shape(file, name, entry, {"control": str, "break": str, "mend": str}, {})
-            if name not in own:
-                yield Problem(file, name, "the role has no such control")
-        yield from (Problem(file, name, "no sabotage of this control") for name in sorted(own - set(counted)))
+        own = {control["id"] for control in role.controls}
+        broken = {entry["control"] for entry in role.sabotage}
+        yield from (Problem(file, name, "the role has no such control") for name in sorted(broken - own))
+        yield from (Problem(file, name, "no sabotage of this control") for name in sorted(own - broken))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -516,71 +587,77 @@ def variables_are_declared(tree: Tree) -> Iterator[Problem]:
             if name not in role.parameters:
                 yield Problem(fragment, name, "is in defaults/main.yml but not here")
         for name, spec in role.options.items():
-            if name not in role.defaults and not (isinstance(spec, dict) and spec.get("required")):
+            if name not in role.defaults and not spec.get("required"):
                 yield Problem(specs, name, "has no default and is not required")
             if name not in role.parameters:
                 yield Problem(fragment, name, "is in argument_specs but not here")
-            if isinstance(spec, dict) and not spec.get("description"):
-                yield Problem(specs, name, "has no description")
         for path in role.parameters:
-            if not _option(role.options, str(path)):
-                yield Problem(fragment, str(path), f"is not a variable of {specs}")
+            if not option(role, path):
+                yield Problem(fragment, path, f"is not a variable of {specs}")
         if f"{role.name}_state" not in role.defaults:
             yield Problem(defaults, f"{role.name}_state", "is missing: every role can be taken back")
 
 
-def _option(options: Mapping[str, dict], path: str) -> dict:
+def option(role: Role, path: str) -> dict:
+    """Return the argument specification of a variable, or of a key of the mappings in it; empty if there is none."""
     name, *keys = path.split(".")
-    spec = options.get(name) or {}
+    spec = role.options.get(name, {})
     for key in keys:
-        spec = (spec.get("options") or {}).get(key) or {}
+        spec = spec.get("options", {}).get(key, {})
     return spec
 
 
 def parameters_are_sound(tree: Tree) -> Iterator[Problem]:
-    """Each parameter says who sets it and why, with known bounds; one set by policy agrees with what the policy says."""
-    optional = {"unit": str, "statements": list, "bounds": dict, "limits": dict}
+    """Each parameter says who sets it, with bounds that can be checked; one set by policy agrees with what the policy says."""
     for role in tree.roles.values():
         file = f"policy/parameters/{role.name}.yml"
         for name, entry in role.parameters.items():
-            wrong = list(shape(file, name, entry, {"source": str, "why": str}, optional))
-            yield from wrong
-            if not isinstance(entry, dict):
-                continue
-            if entry.get("source") not in SOURCES:
-                yield Problem(file, name, f"source {entry.get('source')!r} is not one of {', '.join(SOURCES)}")
-            for statement in listed(entry.get("statements")):
+            if entry["source"] not in SOURCES:
+                yield Problem(file, name, f"source {entry['source']!r} is not one of {', '.join(SOURCES)}")
+            for statement in entry.get("statements", []):
                 if statement not in tree.statements:
                     yield Problem(file, name, f"statement {statement} is not in the register")
-            for bound in {**(entry.get("bounds") or {}), **(entry.get("limits") or {})}:
-                if bound not in bounds.BOUNDS:
-                    yield Problem(file, name, f"bound {bound!r} is unknown; known are {', '.join(sorted(bounds.BOUNDS))}")
-            if entry.get("source") == "policy":
-                yield from _agrees_with_policy(tree, file, name, entry)
+            for side in ("bounds", "limits"):
+                yield from _bounds_are_sound(file, name, side, entry.get(side, {}))
+            if entry["source"] == "policy":
+                yield from _agrees_with_policy(tree, role, file, name, entry)
             elif entry.get("bounds"):
                 yield Problem(file, name, "'bounds' are the policy's side; what site or technique sets goes under 'limits'")
 
 
-def _agrees_with_policy(tree: Tree, file: str, name: str, entry: dict) -> Iterator[Problem]:
+def _bounds_are_sound(file: str, name: str, side: str, given: dict) -> Iterator[Problem]:
+    for bound, operand in given.items():
+        if bound not in bounds.BOUNDS:
+            yield Problem(file, name, f"bound {bound!r} is unknown; known are {', '.join(sorted(bounds.BOUNDS))}")
+        for _subject, message in misfits(operand, OPERANDS.get(bound, Anything), name, f"{side}.{bound}"):
+            yield Problem(file, name, message)
+        if bound in ("matches", "not_matches") and isinstance(operand, str):
+            try:
+                re.compile(operand)
+            except re.error as exc:
+                yield Problem(file, name, f"'{side}.{bound}' is no regular expression: {exc}")
+
+
+def _agrees_with_policy(tree: Tree, role: Role, file: str, name: str, entry: dict) -> Iterator[Problem]:
     """A number that is called policy is one that its statements give, to the side they give it."""
-    statements = set(listed(entry.get("statements")))
+    statements = set(entry.get("statements", []))
     if not statements:
         yield Problem(file, name, "source is policy, but no statement is named")
-    parts = [e for path, e in tree.roles[Path(file).stem].parameters.items() if path.startswith(f"{name}.")]
-    if not any(isinstance(e, dict) and e.get("bounds") for e in [entry, *parts]):
+    parts = [part for path, part in role.parameters.items() if path.startswith(f"{name}.")]
+    if not any(part.get("bounds") for part in [entry, *parts]):
         yield Problem(file, name, "source is policy, but neither it nor a part of it has bounds")
-    settled = {key: value for key, value in tree.values.items() if key == name or statements & set(value.get("from") or [])}
-    given = {
+    settled = {key: value for key, value in tree.values.items() if key == name or statements & set(value["from"])}
+    given = [
         number
-        for statement in statements
-        for key, number in (tree.statements.get(statement, {}).get("params") or {}).items()
-        if isinstance(number, int | float) and key not in tree.site_decides
-    }
-    for bound, number in (entry.get("bounds") or {}).items():
+        for statement in statements & set(tree.statements)
+        for key, number in tree.statements[statement].get("params", {}).items()
+        if key not in tree.site_decides
+    ]
+    for bound, number in entry.get("bounds", {}).items():
         if bound not in ("at_most", "at_least", "equals") or isinstance(number, bool) or not isinstance(number, int | float):
             continue
-        agreeing = [key for key, value in settled.items() if value.get("value") == number]
-        if settled.get(name, {}).get("value", number) != number:
+        agreeing = [key for key, value in settled.items() if value["value"] == number]
+        if name in settled and settled[name]["value"] != number:
             value = settled[name]
             yield Problem(file, name, f"{bound} {number} disagrees with policy/values.yml: {value['rule']} {value['value']}")
         elif not agreeing and number not in given:
@@ -596,13 +673,13 @@ def defaults_hold(tree: Tree) -> Iterator[Problem]:
     """The defaults satisfy their own types and bounds. Templates are left to the run that can resolve them."""
     for role in tree.roles.values():
         plain = {name: value for name, value in role.defaults.items() if name in role.options and not _is_template(value)}
+        if not (plain and role.parameters):
+            continue  # nothing to compare, and said elsewhere
         file = f"roles/{role.name}/defaults/main.yml"
-        if not (role.options and role.parameters):
-            continue  # nothing to compare with, and said elsewhere
         try:
             said = bounds.violations(role.name, plain, root=tree.root)
-        except (bounds.PolicyError, KeyError, TypeError, AttributeError) as exc:
-            yield Problem(file, role.name, f"cannot be compared with the bounds: {exc}")
+        except (bounds.PolicyError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError, re.error) as exc:
+            yield Problem(file, role.name, f"cannot be compared with the bounds: {type(exc).__name__}: {exc}")
             continue
         for message in said:
             name, _equals, rest = message.partition(" = ")
@@ -689,14 +766,14 @@ def _short_modules(data: Any) -> Iterator[str]:
         if "import_playbook" in item:
             yield "module 'import_playbook' needs its full name"
         if "hosts" in item:
-            for role in item.get("roles") or []:
+            for role in listed(item.get("roles")):
                 name = role.get("role", role.get("name")) if isinstance(role, dict) else role
                 if "." not in str(name):
                     yield f"role {name!r} needs its full name"
             continue
         if "ansible.builtin.import_playbook" in item:
             continue
-        for key, value in item.items():
+        for key, value in ((str(key), value) for key, value in item.items()):
             if key in _task_keywords() or key.startswith("with_"):
                 continue
             if "." not in key:
@@ -758,10 +835,14 @@ def collect(root: Path) -> tuple[set[str], list[Problem]]:
 
 
 def lint(root: Path, collected: set[str]) -> list[Problem]:
-    """Return every problem below a root, sorted; ``collected`` is what pytest found there."""
+    """Return every problem below a root, sorted; ``collected`` is what pytest found there.
+
+    As long as a file is misshapen, only that is said: what else is wrong shows once it is mended.
+    """
     tree = Tree(root, collected)
-    found = [problem for rule in RULES for problem in rule(tree)]
-    return sorted({*tree.unreadable, *found})
+    if tree.misshapen:  # the rules take the shapes for granted
+        return sorted({*tree.missing, *tree.misshapen})
+    return sorted({*tree.missing, *(problem for rule in RULES for problem in rule(tree))})
 
 
 def main(argv: list[str] | None = None) -> int:
