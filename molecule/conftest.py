@@ -97,13 +97,12 @@ def target(host) -> Target:
     )
 
 
-@pytest.fixture
-def person(host, target, tmp_path) -> Iterator[Callable[..., Person]]:
-    """Make people: person("alice", shell="/bin/zsh", groups=("ssh-users",)); they are gone after the test."""
+def people(host, target: Target, directory: Path) -> Iterator[Callable[..., Person]]:
+    """Yield a maker of people, whose keys lie in a directory; afterwards they are gone."""
     made: list[str] = []
 
     def make(name: str, shell: str = "/bin/bash", groups: tuple[str, ...] = ()) -> Person:
-        key = tmp_path / f"{name}.key"
+        key = directory / f"{name}.key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key], check=True)
         made.append(name)
         for group in groups:
@@ -113,7 +112,7 @@ def person(host, target, tmp_path) -> Iterator[Callable[..., Person]]:
         # logind still stops that one's service manager then, and the new login waits a minute and a half for it.
         number = 20000 + int(time.time() * 10) % 30000
         host.check_output(f"useradd --create-home --uid {number} --shell {shell} --password '*' {joined} {name}")
-        public = (tmp_path / f"{name}.key.pub").read_text().strip()
+        public = (directory / f"{name}.key.pub").read_text().strip()
         host.check_output(
             f"install -d -m 0700 -o {name} -g {name} /home/{name}/.ssh && "
             f"echo '{public}' >/home/{name}/.ssh/authorized_keys && "
@@ -124,3 +123,15 @@ def person(host, target, tmp_path) -> Iterator[Callable[..., Person]]:
     yield make
     for name in made:
         host.run(f"pkill -KILL -u {name}; loginctl terminate-user {name}; sleep 0.2; userdel --remove --force {name}")
+
+
+@pytest.fixture
+def person(host, target, tmp_path) -> Iterator[Callable[..., Person]]:
+    """Make people: person("alice", shell="/bin/zsh", groups=("ssh-users",)); they are gone after the test."""
+    yield from people(host, target, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def resident(host, target, tmp_path_factory) -> Iterator[Callable[..., Person]]:
+    """Make people as `person` does, who stay for all tests of a file."""
+    yield from people(host, target, tmp_path_factory.mktemp("residents"))
