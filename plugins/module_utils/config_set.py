@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import time
 
@@ -413,6 +414,16 @@ class Store:
             if time.monotonic() >= deadline:
                 raise Refused(f"another run holds {self.directory}/.lock, also after {patience:g} seconds")
             time.sleep(0.05)
+
+    def tidy(self) -> None:
+        """Remove what killed runs left behind here; only while holding the lock: then no other run is alive."""
+        os.chmod(self.directory, 0o700)
+        for name in os.listdir(self.directory):
+            path = os.path.join(self.directory, name)
+            if name.endswith(".staging"):
+                shutil.rmtree(path, ignore_errors=True)
+            elif name.startswith(TEMPORARY):
+                discard(path)
 
     def close(self) -> None:
         """Let go of the lock."""

@@ -378,6 +378,8 @@ class Transaction:
         self.keep = module.params["state"] == "present"
         self.timeout = module.params["timeout"]
         self.outcome = {"changed": False, "files": [], "removed": [], "recovered": False}
+        if module._diff:
+            self.outcome["diff"] = []
         self.store = core.Store(module.params["state_dir"])
         self.secret = False
 
@@ -405,6 +407,8 @@ class Transaction:
             self.survey(wishes)  # what is to be refused is refused before even the state directory is made
             self.store.open(create=True, patience=params["lock_timeout"])
 
+        if not check_mode:
+            self.store.tidy()
         records = self.store.load()
         open_journals = {name: record for name, record in records.items() if record["journal"]}
         killed = records[self.name]["journal"] if self.name in open_journals else {"before": [], "secret": False}
@@ -415,9 +419,6 @@ class Transaction:
             if not check_mode:
                 for problem in self.undo(record):
                     self.module.warn(problem)
-        if not check_mode:
-            os.chmod(self.store.directory, 0o700)
-            shutil.rmtree(self.store.staging(self.name), ignore_errors=True)
 
         record, wanted, steps, after = self.survey(wishes)
         self.secret = any(owned["secret"] for owned in [*record["files"].values(), *after["files"].values()])
@@ -464,7 +465,6 @@ class Transaction:
         changes = {path: (before, after) for path, (before, after, _secret) in undone.items()}
         for path, before, after in steps:
             changes[path] = (undone[path][0] if path in undone else before, after)
-        diff = []
         for path in sorted(changes):
             before, after = changes[path]
             if core.same(before, after):
@@ -472,7 +472,8 @@ class Transaction:
             given = wanted[path]["given"] if path in wanted else path
             secret = any(place.get(path, {}).get("secret", False) for place in (record["files"], wanted))
             secret = secret or (path in undone and undone[path][2])
-            diff += core.difference(given, before, after, secret, owner, group)
+            if self.module._diff:
+                self.outcome["diff"] += core.difference(given, before, after, secret, owner, group)
             self.outcome["changed"] = True
             if "directory" in (before["type"], after["type"]):
                 continue
@@ -481,8 +482,6 @@ class Transaction:
                 self.outcome["removed"].append(given)
         self.outcome["files"].sort()
         self.outcome["removed"].sort()
-        if self.module._diff:
-            self.outcome["diff"] = diff
 
     def validate(self, wanted: dict) -> None:
         """Lay the wanted files out in a staging root and run the validators on it."""
