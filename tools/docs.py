@@ -31,12 +31,13 @@ from policy import ROOT, Role, Tree, listed
 STATUSES = ("covered", "partly", "not yet", "tool supports", "procedure", "out of scope")
 MARKERS = ("<!-- statements -->", "<!-- /statements -->")
 RELEASES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
-TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "yes or no", "dict": "mapping", "path": "path"}
+TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "yes or no", "dict": "mapping"}
+LONG = 160  # bounds in more characters than this are shown below the table, too
 SHORT = 48  # a default longer than this many characters is shown below the table, in full
 # How a bound reads after "the value": each takes the bound and the unit with its leading space.
 WORDS: dict[str, Callable[[Any, str], str]] = {
-    "at_most": lambda b, unit: f"at most {b}{unit}",
-    "at_least": lambda b, unit: f"at least {b}{unit}",
+    "at_most": lambda b, unit: f"at most {b}{unit.removesuffix('s') if b == 1 else unit}",
+    "at_least": lambda b, unit: f"at least {b}{unit.removesuffix('s') if b == 1 else unit}",
     "equals": lambda b, unit: f"{b}{unit}",
     "one_of": lambda b, _: "one of " + codes(b),
     "subset_of": lambda b, _: "only " + codes(b),
@@ -82,9 +83,31 @@ def anchor(heading: str) -> str:
 
 
 def sentence(text: str | list | None) -> str:
-    """Return descriptions (one string or several) as sentences on one line, each with its full stop."""
-    parts = [" ".join(str(part).split()) for part in listed(text)]
+    """Return descriptions (one string or several) as sentences on one line, each with its full stop.
+
+    Ansible's own markup, such as O(name) or C(text), becomes code; what would pass for an HTML tag is escaped.
+    """
+    parts = [re.sub(r"\b(?:RV|[OVCEPM])\(([^()]*)\)", r"`\1`", " ".join(str(part).split())) for part in listed(text)]
+    parts = [re.sub(r"<(?=[A-Za-z/!])", "&lt;", part) for part in parts]
     return " ".join(part if part[-1:] in ".!?:" else f"{part}." for part in parts if part)
+
+
+def comment_text(lines: list[str]) -> str:
+    """Return a comment's lines (without their hash) as Markdown: prose flows, what is indented is an example, rules go."""
+    out: list[str] = []
+    example = False
+    for line in lines:
+        if re.match(r"\s*(-{3,}|={3,}|#)", line):
+            continue
+        if line.startswith("   ") != example and line.strip():
+            example = not example
+            out += ["```yaml"] if example else ["```"]
+        out.append(line[3:] if example else line.strip())
+    if example:
+        out.append("```")
+    text = "\n".join(out)
+    flowing = re.split(r"(```yaml\n.*?```)", text, flags=re.DOTALL)
+    return "\n\n".join(part.strip() if part.startswith("```") else sentence(part) for part in flowing if part.strip())
 
 
 def table(header: list[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -128,23 +151,26 @@ def test_functions(path: Path) -> list[tuple[str, str]]:
 
 
 def blocks(path: Path) -> dict[str, tuple[str, str]]:
-    """Return (comment, source) of each top-level key of a YAML file: the paragraph directly above it, and its own lines."""
+    """Return (comment, source) of each top-level key of a YAML file: the comment directly above it, and its own lines.
+
+    Keys that follow one another without a gap share the comment above the first.
+    """
     found: dict[str, tuple[str, list[str]]] = {}
     above: list[str] = []
-    last = None
+    last, shared = "", ""
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         if line.startswith("#"):
-            above.append(line.lstrip("#").strip())
-            last = None
+            above.append(line[1:])
+            last = shared = ""
+        elif not line.strip():
+            above, last, shared = [], "", ""
         elif key := re.match(r"([A-Za-z_]\w*):", line):
-            last = key[1]
-            found[last] = (" ".join(above), [line])
+            last, shared = key[1], comment_text(above) if above else shared
             above = []
+            found[last] = (shared, [line])
         elif last:
             found[last][1].append(line)
-        elif not line.strip():
-            above = []
-    return {key: (comment, "\n".join(lines).rstrip()) for key, (comment, lines) in found.items()}
+    return {key: (comment, "\n".join(lines)) for key, (comment, lines) in found.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -315,13 +341,17 @@ def under_second_level(prose: str) -> str:
 def statement_line(tree: Tree, name: str) -> str:
     """Return a link to a statement's row in docs/coverage.md, with what it asks."""
     asks = sentence(tree.statements[name]["requirement"]) if name in tree.statements else "unknown statement"
-    return f"[{name}](../../docs/coverage.md#{name.lower()}): {asks}"
+    owed = tree.partly.get(name)
+    rest = f" *(In part. Missing, room {owed['room']}: {sentence(owed['missing'])})*" if owed else ""
+    return f"[{name}](../../docs/coverage.md#{name.lower()}): {asks}{rest}"
 
 
 def type_words(spec: dict) -> str:
     """Say in words what kind of value an argument specification asks for."""
-    kind = TYPES.get(spec.get("type", "str"), spec.get("type", "str"))
-    return f"list of {TYPES.get(spec['elements'], spec['elements'])}" if kind == "list" and spec.get("elements") else kind
+    kind = spec.get("type", "str")
+    if kind == "list" and "elements" in spec:
+        return f"list of {TYPES.get(spec['elements'], spec['elements'])}s"
+    return TYPES.get(kind, kind)
 
 
 def allowed(entry: dict, spec: dict) -> str:
@@ -346,6 +376,7 @@ def variables(tree: Tree, role: Role, written: dict[str, tuple[str, str]]) -> li
         spec, entry = role.options.get(name) or {}, role.parameters.get(name) or {}
         default = role.defaults.get(name)
         shown = "*(required)*" if name not in role.defaults else "*(empty)*" if default in ("", [], {}) else code(default)
+        bound = allowed(entry, spec)
         comment, source = written.get(name, ("", ""))
         full = ""
         if len(shown) > SHORT or "\n" in shown:
@@ -356,10 +387,11 @@ def variables(tree: Tree, role: Role, written: dict[str, tuple[str, str]]) -> li
                 "anchor": anchor(name),
                 "default": cell(shown),
                 "full": full,
-                "allowed": cell(allowed(entry, spec)),
+                "allowed": cell(bound if len(bound) <= LONG else f"{type_words(spec)} *(bounds below)*"),
+                "bounds": bound if len(bound) > LONG else "",
                 "source": entry.get("source", "—"),
                 "description": sentence(spec.get("description")),
-                "comment": sentence(comment),
+                "comment": comment,
                 "why": sentence(entry.get("why")),
                 "statements": [statement_line(tree, statement) for statement in listed(entry.get("statements"))],
                 "parts": list(parts_of(role, name, spec)),
@@ -396,7 +428,9 @@ def control_page(tree: Tree, control: dict) -> dict[str, Any]:
         **{key: control[key] for key in ("id", "profiles")},
         "remedy": code(control["remedy"]) if control["remedy"].startswith("ansible") else sentence(control["remedy"]),
         "title": control["title"].rstrip("."),
-        "source": " ".join(control["source"].split()).rstrip("."),
+        "anchor": anchor(control["id"]),
+        "source": sentence(control["source"]).rstrip("."),
+        "claims": ", ".join(control["statements"]),
         "statements": [statement_line(tree, name) for name in control["statements"]],
         "expect": [str(condition).strip() for condition in control["expect"]],
         "not_applicable": [
@@ -432,8 +466,8 @@ def statements_table(tree: Tree) -> str:
     for role in (role for role in tree.roles.values() if role.complete):
         claimed = {name for control in role.controls for name in control["statements"]}
         names = [name for name in tree.statements if name in claimed]
-        linked = ", ".join(f"[{name}](docs/coverage.md#{name.lower()})" for name in names)
-        rows.append(f"| [{role.name}](roles/{role.name}/README.md) | {len(role.controls)} | {linked} |")
+        names = [f"{name} *(partly)*" if name in tree.partly else name for name in names]
+        rows.append(f"| [{role.name}](roles/{role.name}/README.md) | {len(role.controls)} | {', '.join(names)} |")
     by_policy = {policy: Counter() for policy in tree.policies}
     for statement in tree.statements.values():
         by_policy[statement["source"]["policy"]][status(tree, statement)] += 1

@@ -594,7 +594,7 @@ def variables_are_declared(tree: Tree) -> Iterator[Problem]:
         for path in role.parameters:
             if not option(role, path):
                 yield Problem(fragment, path, f"is not a variable of {specs}")
-        if f"{role.name}_state" not in role.defaults:
+        if role.defaults and f"{role.name}_state" not in role.defaults:
             yield Problem(defaults, f"{role.name}_state", "is missing: every role can be taken back")
 
 
@@ -644,8 +644,9 @@ def _agrees_with_policy(tree: Tree, role: Role, file: str, name: str, entry: dic
     if not statements:
         yield Problem(file, name, "source is policy, but no statement is named")
     parts = [part for path, part in role.parameters.items() if path.startswith(f"{name}.")]
-    if not any(part.get("bounds") for part in [entry, *parts]):
-        yield Problem(file, name, "source is policy, but neither it nor a part of it has bounds")
+    demanded = any(part.get("required") for part in option(role, name).get("options", {}).values())
+    if not demanded and not any(part.get("bounds") for part in [entry, *parts]):
+        yield Problem(file, name, "source is policy, but it has no bounds, and no part of it has bounds or is required")
     settled = {key: value for key, value in tree.values.items() if key == name or statements & set(value["from"])}
     given = [
         number

@@ -261,7 +261,14 @@ CASES = [
         "door_seconds",
         "no statement is",
     ),
-    ("policy, no bound", PARAMETERS, parameter("door_seconds", bounds=None), PARAMETERS, "door_seconds", "nor a part of it"),
+    (
+        "policy, no bound",
+        PARAMETERS,
+        parameter("door_seconds", bounds=None),
+        PARAMETERS,
+        "door_seconds",
+        "no part of it has bounds or is required",
+    ),
     (
         "site, with bounds",
         PARAMETERS,
