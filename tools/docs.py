@@ -209,13 +209,13 @@ def coverage(tree: Tree) -> dict[str, Any]:
             asks += " " + " ".join(f"[{c}](#{c.lower()})" for c in statement["conflicts"])
         if statement.get("note"):
             asks += f" *Note: {sentence(statement['note'])}*"
-        source = statement["source"]
+        source, kind = statement["source"], statement["class"].replace("procedure-supported-by-tool", "procedure")
         return {
             "anchor": name.lower(),
             "id": f"**{name}**",
             "where": cell(f"{source['section']}, line {source['line']}"),
             "asks": cell(asks),
-            "class": statement["class"].replace("procedure-supported-by-tool", "procedure"),
+            "class": "<br>".join([kind, *statement.get("platforms", [])]),
             "controls": cell("<br>".join(lines) or "—"),
             "status": cell(shown),
         }

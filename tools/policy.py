@@ -467,6 +467,15 @@ def not_yet_is_true(tree: Tree) -> Iterator[Problem]:
         if controls and name not in tree.partly and not any(control.startswith(f"{room}.") for control in controls):
             message = f"only {', '.join(controls)} satisfies it, but its room is {room}; say under partly what {room} still owes"
             yield Problem(file, name, message)
+        applied = {
+            profile for _file, control, _role in tree.controls() if control["id"] in controls for profile in control["profiles"]
+        }
+        left_out = [platform for platform in statement.get("platforms", []) if platform in {*bounds.PROFILES} - applied]
+        if controls and left_out and name not in tree.partly:
+            message = (
+                f"no control of it applies to {', '.join(left_out)}; widen their profiles or say under partly what is missing"
+            )
+            yield Problem(file, name, message)
         if not controls and name not in waiting:
             message = f"is {statement['class']} but has neither a control nor an entry in {file}"
             yield Problem("policy/register.yml", name, message)

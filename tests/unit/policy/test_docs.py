@@ -46,7 +46,7 @@ def claim(house, *statements):
 def test_a_statement_leads_to_its_control_its_role_and_its_proof(house):
     cells = statement(pages(house)[COVERAGE], "ABC-1")
     assert cells[0] == '<a id="abc-1"></a>**ABC-1**<br>1, line 1'
-    assert cells[1:3] == ["Doors shut by themselves within a minute. [CF-01](#cf-01)", "enforce"]
+    assert cells[1:3] == ["Doors shut by themselves within a minute. [CF-01](#cf-01)", "enforce<br>server"]
     assert cells[3] == (
         "[door.shuts](../roles/door/README.md#doorshuts) → [test_door_shuts](../molecule/door/tests/test_door.py)"
     )

@@ -150,6 +150,14 @@ CASES = [
         "room 'attic'",
     ),
     ("only a neighbour", CONTROLS, control(statements=["ABC-1", "ABC-2"]), NOT_YET, "ABC-2", "say under partly what window"),
+    (
+        "profile left out",
+        REGISTER,
+        statement(1, platforms=["server", "gateway", "macos"]),
+        NOT_YET,
+        "ABC-1",
+        "applies to gateway;",
+    ),
     # roles and controls
     ("role is no room", ROOMS, lambda d: d["rooms"].pop("door"), "roles/door", "door", "not a room"),
     ("no controls", CONTROLS, lambda d: d["controls"].clear(), CONTROLS, "-", "'controls' is empty"),
