@@ -259,7 +259,11 @@ def write(path: str, entry: dict) -> None:
             os.removexattr(fd, ACL)
             os.fchmod(fd, int(entry["mode"], 8))
         for name, value in entry.get("xattrs", {}).items():
-            os.setxattr(fd, name, base64.b64decode(value))
+            try:
+                os.setxattr(fd, name, base64.b64decode(value))
+            except OSError:
+                if name != "security.selinux":  # which the policy of a container's machine may forbid
+                    raise
         if "mtime_ns" in entry:
             os.utime(fd, ns=(time.time_ns(), entry["mtime_ns"]))
         os.fsync(fd)
@@ -522,12 +526,12 @@ def make_plan(view: View, record: dict, wanted: dict, others_made: set[str], kee
         if before["type"] == "directory" and view.children(directory) <= gone:
             steps.append((directory, before, dict(ABSENT)))
             gone.add(directory)
-        elif before["type"] != "directory":
+        elif before["type"] == "absent":
             gone.add(directory)  # someone else removed it
 
     after = new_record(record["name"])
     if keep:
-        after["directories"] = sorted(known - gone)
+        after["directories"] = sorted(path for path in known - gone if path in missing or view.at(path)["type"] == "directory")
         for path, wish in wanted.items():
             first = record["files"].get(path, {"original": found[path], "secret": False})
             after["files"][path] = {"original": first["original"], "secret": wish["secret"] or first["secret"]}

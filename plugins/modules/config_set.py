@@ -62,11 +62,11 @@ options:
         description: The whole text of the file, at most 16 MiB. Numbers and other types are refused, quote them.
         type: raw
       owner:
-        description: Name or number of the owner, who must exist.
+        description: Name of the owner, who must exist, or a number.
         type: str
         default: root
       group:
-        description: Name or number of the group, which must exist.
+        description: Name of the group, which must exist, or a number.
         type: str
         default: root
       mode:
@@ -437,8 +437,9 @@ class Transaction:
         records = self.store.load()
         record = records.get(self.name) or core.new_record(self.name)
         wanted = settle(wishes, records, self.name, self.store.directory)
-        for path in record["files"]:
-            core.resolve(path)  # nobody may redirect these either
+        # A directory may have become a link to where its files are now. And nobody may redirect these either.
+        record["files"] = {core.resolve(path): owned for path, owned in record["files"].items()}
+        record["directories"] = sorted({core.resolve(path) for path in record["directories"]})
         view = core.View([other["journal"] for other in records.values() if other["journal"]])
         others_made = {path for name in records if name != self.name for path in records[name]["directories"]}
         steps, after = core.make_plan(view, record, wanted, others_made, self.keep)
@@ -543,8 +544,9 @@ class Transaction:
                     run(command, option, self.timeout, self.outcome["files"], self.secret)
             self.store.save(after)
         except Exception as exc:
-            for number_ in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                signal.signal(number_, signal.SIG_IGN)  # the way back is not left half-way
+            for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                # The way back is not left half-way. Not SIG_IGN, which the commands would inherit.
+                signal.signal(signum, lambda _signum, _frame: None)
             try:
                 problems = self.undo(record)
             except Exception as second:

@@ -752,6 +752,13 @@ def test_asked_to_end_it_goes_back_at_once(host):
     assert host.host() == before
 
 
+def test_commands_on_the_way_back_can_be_ended_by_signals(host):
+    first = host.path("first")
+    command = f"sh -c 'test -e {first} || {{ touch {first}; exit 1; }}; kill -TERM $$; sleep 1; exit 0'"
+    result = host.attempt(host.file("a"), activate=[command])
+    assert "put back failed too" in result["msg"] and "was ended by signal 15" in result["msg"]
+
+
 def killed_run(host, *files, **options):
     """Leave what a run leaves that is killed while it activates."""
     once = host.state_dir.parent.parent / "killed"
@@ -989,6 +996,18 @@ def test_links_of_the_administrator_are_followed(host):
     os.unlink(host.path("twice"))
     host.run(state="absent")
     assert os.listdir(host.path("real")) == []
+
+
+def test_directory_that_became_a_link_keeps_its_files_owned(host):
+    os.mkdir(host.path("d"))
+    Path(host.path("d/a")).write_text("original\n")
+    host.run(host.file("d/a"), host.file("d/e/b"))
+    os.rename(host.path("d"), host.path("moved"))
+    os.symlink("moved", host.path("d"))
+    result = host.run(host.file("d/a"), host.file("d/e/b"))
+    assert not result["changed"] and read(host.path("moved/a")) == "new\n"
+    host.run(state="absent")
+    assert read(host.path("moved/a")) == "original\n" and not os.path.exists(host.path("moved/e"))
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema": "other/1", "name": "demo"}', '{"name": "demo"}'])
