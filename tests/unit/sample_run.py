@@ -141,7 +141,8 @@ _EXCEPTION = {
 _DRIFTED = {
     "session.idle_shell": (
         {"session.shell_timeout_seconds": 0, "session.shell_timeout_readonly": False},
-        "posture.session.shell_timeout_seconds | int <= session_idle_seconds is false (session.shell_timeout_seconds = 0)",
+        "posture.session.shell_timeout_seconds | int <= session_idle_seconds is false (session.shell_timeout_seconds = 0); "
+        "posture.session.shell_timeout_readonly is false (session.shell_timeout_readonly = False)",
     ),
     "accounts.no_generic": (
         {"accounts.names": ["f.haddad", "m.lindqvist", "ansible", "test"]},
