@@ -10,11 +10,11 @@ author: Bulwark contributors (@bulwark)
 version_added: 0.1.0
 short_description: Say what is wrong with observed or declared accounts
 description:
-  - Applies one rule to accounts that the C(accounts) collector observed (or, for V(declaration), to declared ones).
+  - Applies one rule to accounts that the C(accounts) collector observed (or to declared ones).
   - The role's module applies the same rules on the host; here they judge what was observed.
 options:
   _input:
-    description: Observed accounts; for V(declaration) the entries of C(accounts_users).
+    description: Observed accounts; for V(declaration) and V(shared_owner) the entries of C(accounts_users).
     type: list
     elements: dict
     required: true
@@ -35,6 +35,10 @@ options:
       - unlimited
   users:
     description: Entries of C(accounts_users).
+    type: list
+    elements: dict
+  accounts:
+    description: Observed accounts, for V(shared_owner), whose input is C(accounts_users).
     type: list
     elements: dict
   exempt:
@@ -107,16 +111,16 @@ RULES = {
 }
 
 
-def account_findings(accounts, rule, **settings):
+def account_findings(subject, rule, **settings):
     """Return the findings of one rule; errors: unknown rule, a setting missing or unknown, no list of accounts."""
     if rule not in RULES:
         raise AnsibleFilterError(f"account_findings: rule = {rule!r}: unknown; known are {', '.join(RULES)}")
-    if isinstance(accounts, str) or not hasattr(accounts, "__iter__"):
-        raise AnsibleFilterError(f"account_findings expects a list of accounts, not {type(accounts).__name__}")
+    if isinstance(subject, str) or not hasattr(subject, "__iter__"):
+        raise AnsibleFilterError(f"account_findings expects a list of accounts, not {type(subject).__name__}")
     if "today" in inspect.signature(RULES[rule]).parameters:
         settings["today"] = datetime.datetime.now(datetime.UTC).date()
     try:
-        return RULES[rule](accounts, **settings)
+        return RULES[rule](subject, **settings)
     except (TypeError, KeyError) as exc:
         raise AnsibleFilterError(f"account_findings: {rule}: {type(exc).__name__}: {exc}") from exc
 

@@ -24,13 +24,24 @@ NOBODY = 65534
 
 # Names that say nothing about who it is; digits and separators around them do not help (test1, user_02).
 GENERIC_NAMES = frozenset(
-    ["account", "adm", "admin", "administrator", "anonymous", "backupuser", "client", "common", "contractor", "default", "demo", "desktop", "dev", "developer", "everyone", "generic", "guest", "guests", "helpdesk", "intern", "kiosk", "lab", "laptop", "local", "login", "member", "network", "nobody", "office", "operator", "public", "pub", "reception", "sample", "scan", "scanner", "shared", "share", "staff", "student", "super", "superuser", "support", "sysadmin", "system", "team", "temp", "temporary", "tempuser", "test", "tester", "testing", "testuser", "tmp", "trainee", "trainer", "training", "user", "username", "users", "vendor", "visitor", "webmaster", "workstation"]
-)
+    (
+        "account", "adm", "admin", "administrator", "anonymous", "backupuser", "client", "common", "contractor", "default",
+        "demo", "desktop", "dev", "developer", "everyone", "generic", "guest", "guests", "helpdesk", "intern", "kiosk",
+        "lab", "laptop", "local", "login", "member", "network", "nobody", "office", "operator", "pub", "public",
+        "reception", "sample", "scan", "scanner", "share", "shared", "staff", "student", "super", "superuser", "support",
+        "sysadmin", "system", "team", "temp", "temporary", "tempuser", "test", "tester", "testing", "testuser", "tmp",
+        "trainee", "trainer", "training", "user", "username", "users", "vendor", "visitor", "webmaster", "workstation",
+    )
+)  # fmt: skip
 
 # Accounts that images and installers of vendors bring along, with a password or key that others may know.
 VENDOR_NAMES = frozenset(
-    ["admin", "alpine", "almalinux", "arch", "azureuser", "bitnami", "centos", "clear-linux", "cloud", "cloud-user", "cloudadmin", "core", "debian", "ec2-user", "fedora", "freebsd", "guest", "kali", "linaro", "maintuser", "oem", "opc", "osmc", "pi", "rocky", "root4", "toor", "ubnt", "ubuntu", "user", "vagrant", "vyos"]
-)
+    (
+        "admin", "almalinux", "alpine", "arch", "azureuser", "bitnami", "centos", "clear-linux", "cloud", "cloud-user",
+        "cloudadmin", "core", "debian", "ec2-user", "fedora", "freebsd", "guest", "kali", "linaro", "maintuser", "oem",
+        "opc", "osmc", "pi", "rocky", "root4", "toor", "ubnt", "ubuntu", "user", "vagrant", "vyos",
+    )
+)  # fmt: skip
 
 # Parts of a name that reveal privilege (WTH-7.6-7b).
 PRIVILEGE_PARTS = ("admin", "root", "sysadm", "super", "priv", "wheel", "sudo", "dba")

@@ -10,12 +10,12 @@ module: accounts
 short_description: Bring all local accounts of a host to what the policy and the declaration say
 version_added: 0.1.0
 description:
-  - Looks at every local account at once, works out what has to happen, refuses what would lock people out, and only then changes
-    C(/etc/passwd), C(/etc/shadow), C(/etc/group) and C(/etc/gshadow) in one transaction under their own lock.
-  - Closes root, system accounts, vendors' default accounts and generic ones; takes second accounts of one uid apart; takes NIS lines
-    out; creates, opens and closes declared accounts; disables and later removes accounts that nobody used.
-  - A removed account's home is archived first and compared with the archive; its uid stays in C(/etc/passwd) under a name that says
-    so, closed for good, so that no tool can give it to anybody else and old audit records still resolve.
+  - Looks at every local account at once, works out what has to happen, refuses what would lock people out, and only then
+    changes C(/etc/passwd), C(/etc/shadow), C(/etc/group) and C(/etc/gshadow) in one transaction under their own lock.
+  - Closes root, system accounts, vendors' default accounts and generic ones; takes second accounts of one uid apart; takes
+    NIS lines out; creates, opens and closes declared accounts; disables and later removes accounts that nobody used.
+  - A removed account's home is archived first and compared with the archive; its uid stays in C(/etc/passwd) under a name
+    that says so, closed for good, so that no tool can give it to anybody else and old audit records still resolve.
   - What was there before is kept in C(/var/lib/bulwark/accounts/record.json), so that O(state=absent) can put it back.
   - No password is ever generated or set. Password hashes never leave the host's own files.
 author:
@@ -23,8 +23,8 @@ author:
 options:
   state:
     description:
-      - V(absent) puts back what was changed, where nobody changed it since. Removed accounts stay removed, created ones stay, and an
-        empty password stays locked.
+      - V(absent) puts back what was changed, where nobody changed it since. Removed accounts stay removed, created ones stay,
+        and an empty password stays locked.
     type: str
     choices: [present, absent]
     default: present

@@ -313,6 +313,8 @@ def live_sessions() -> dict:
     """Return {uid: sessions of people that logind knows and that have not ended}."""
     found: dict = {}
     for path in glob.glob("/run/systemd/sessions/*"):
+        if not os.path.isfile(path):  # beside each session lies a pipe, and reading it would wait for ever
+            continue
         try:
             session = dict(line.split("=", 1) for line in read(path).splitlines() if "=" in line)
         except CannotObserve:
