@@ -67,7 +67,7 @@ import os
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture import accounts, banner, session, ssh
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture import accounts, banner, session, ssh, time_sync
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, read, run
 
 COLLECTORS = {
@@ -75,6 +75,7 @@ COLLECTORS = {
     "banner": banner.collect,
     "session": session.collect,
     "ssh": ssh.collect,
+    "time_sync": time_sync.collect,
 }
 
 
