@@ -280,7 +280,7 @@ def request_gaps(user: dict, approvers: list) -> list[str]:
 
 
 def counted_from(account: dict, user: dict | None, lost_at: int | None) -> tuple[int | None, str]:
-    """Return (seconds since 1970 from which an account counts as unused, why).
+    """Return (seconds since 1970 from which an account counts as unused, why), or (None, why) if the count begins now.
 
     The last login known from any source counts; without one, when the account was first seen. A renewed approval is a
     new beginning. Where login records were lost (``lost_at``), nobody is judged by what was not written down before.
@@ -288,14 +288,16 @@ def counted_from(account: dict, user: dict | None, lost_at: int | None) -> tuple
     starts = []
     if account["last_login"]:
         starts.append((account["last_login"]["at"], f"last login ({account['last_login']['source']})"))
-    elif account["first_seen"] is not None:
+    elif account["first_seen"] is None:
+        return None, "first seen just now, no login known"
+    else:
         starts.append((account["first_seen"], "first seen, no login known"))
     approved = to_day((user or {}).get("approved_on"))
     if approved is not None:
         starts.append((approved * DAY, "approved"))
     if lost_at:
         starts.append((lost_at, "login records lost before"))
-    return max(starts) if starts else (None, "no login known and never seen before")
+    return max(starts)
 
 
 def watched(account: dict, user: dict | None) -> bool:
@@ -311,7 +313,7 @@ def idle_days(account: dict, user: dict | None, now: int, lost_at: int | None) -
         return 0
     since, _why = counted_from(account, user, lost_at)
     if since is None:
-        return 0  # first seen right now: the count begins
+        return 0
     if since > now + DAY:
         return None
     return max(0, (now - since) // DAY)
