@@ -23,8 +23,12 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import stat
+import subprocess
+import tempfile
 import time
 
 ABSENT = {"type": "absent"}
@@ -37,6 +41,14 @@ TEMPORARY = ".bulwark-"  # leading dot and ".tmp": no *.conf, *.sh, sudoers.d, c
 
 class Refused(Exception):
     """The wish cannot be granted; nothing has been changed for it."""
+
+
+class Failed(Exception):
+    """A command failed; C(facts) go into the result."""
+
+    def __init__(self, message: str, **facts: str) -> None:
+        super().__init__(message)
+        self.facts = facts
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -358,6 +370,78 @@ def difference(path: str, before: dict, after: dict, secret: bool, owner=str, gr
             names = ["before\n", "after\n"]
         items.append({"before_header": header, "after_header": header, "before": names[0], "after": names[1]})
     return items
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def split(command: str, option: str) -> list[str]:
+    """Return the words of a command; refuse one that has none or cannot be split."""
+    try:
+        words = shlex.split(command)
+    except ValueError as exc:
+        raise Refused(f"{option} = {command!r}: cannot be split into words: {exc}") from exc
+    if not words or "\0" in command:
+        raise Refused(f"{option} = {command!r}: is not a command")
+    if "/" in words[0] and not words[0].startswith(("/", "%(root)s/")):
+        raise Refused(f"{option} = {command!r}: the program must be a bare name or an absolute path")
+    return words
+
+
+def find(program: str) -> str | None:
+    """Return the path of a program, searched as root's login shell would; None if there is none."""
+    places = os.environ.get("PATH", "").split(":")
+    places += [place for place in ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin") if place not in places]
+    return shutil.which(program, path=":".join(place for place in places if place.startswith("/")))
+
+
+def run(command: str, option: str, timeout: int, files: list[str], secret: bool, root: str = "") -> None:
+    """Run one command to its end; Failed if it cannot be run, takes too long or returns non-zero.
+
+    Not AnsibleModule.run_command, which knows no time limit. Output goes to a file, not a pipe: a daemon that the command
+    leaves running would keep a pipe open for ever.
+    """
+    words = [word.replace("%(root)s", root) if root else word for word in split(command, option)]
+    program = find(words[0])
+    about = f"{option} command {command!r}"
+    concerned = f"files concerned: {', '.join(files)}" if files else "no file was to be changed"
+    if program is None:
+        raise Failed(f"{about}: {words[0]} is not installed; {concerned}", command=command)
+    with tempfile.TemporaryFile() as printed:
+        try:
+            process = subprocess.Popen(
+                [program, *words[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                env={**os.environ, "LC_ALL": "C"},
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise Failed(f"{about}: cannot be run: {exc.strerror}; {concerned}", command=command) from exc
+        try:
+            status = process.wait(timeout)
+            why = f"failed with exit status {status}" if status > 0 else f"was ended by signal {-status}"
+        except BaseException as exc:
+            os.killpg(process.pid, signal.SIGKILL)  # its children too
+            process.wait()
+            if not isinstance(exc, subprocess.TimeoutExpired):
+                raise
+            status, why = None, f"took longer than {timeout} seconds"
+        if status == 0:
+            return
+        printed.seek(0)
+        output = printed.read().decode(errors="replace").strip()
+    if root:
+        output = output.replace(root, "")
+    facts = {"command": command}
+    if secret:
+        shown = "output withheld, for the set has secret files"
+    else:
+        facts["output"] = output[-4000:]
+        shown = f"output: {facts['output'] or '(none)'}"
+    raise Failed(f"{about} {why}; {concerned}; {shown}", **facts)
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -207,29 +207,19 @@ output:
 import grp
 import os
 import pwd
-import shlex
 import shutil
 import signal
-import subprocess
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.bulwark.hardening.plugins.module_utils import config_set as core
-from ansible_collections.bulwark.hardening.plugins.module_utils.config_set import Refused
+from ansible_collections.bulwark.hardening.plugins.module_utils.config_set import Failed, Refused
 
 SECRET = "(secret)"
 
 
 class Interrupted(Exception):
     """The run was asked to end by a signal."""
-
-
-class Failed(Exception):
-    """A command failed; C(facts) go into the result."""
-
-    def __init__(self, message: str, **facts: str) -> None:
-        super().__init__(message)
-        self.facts = facts
 
 
 # --- the wish ---------------------------------------------------------------------------------------------------------
@@ -295,77 +285,6 @@ def settle(wishes: list[dict], records: dict, name: str, state_dir: str) -> dict
     return wanted
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
-
-
-def split(command: str, option: str) -> list[str]:
-    """Return the words of a command; refuse one that has none or cannot be split."""
-    try:
-        words = shlex.split(command)
-    except ValueError as exc:
-        raise Refused(f"{option} = {command!r}: cannot be split into words: {exc}") from exc
-    if not words or "\0" in command:
-        raise Refused(f"{option} = {command!r}: is not a command")
-    if "/" in words[0] and not words[0].startswith(("/", "%(root)s/")):
-        raise Refused(f"{option} = {command!r}: the program must be a bare name or an absolute path")
-    return words
-
-
-def find(program: str) -> str | None:
-    """Return the path of a program, searched as root's login shell would; None if there is none."""
-    places = os.environ.get("PATH", "").split(":")
-    places += [place for place in ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin") if place not in places]
-    return shutil.which(program, path=":".join(place for place in places if place.startswith("/")))
-
-
-def run(command: str, option: str, timeout: int, files: list[str], secret: bool, root: str = "") -> None:
-    """Run one command to its end; Failed if it cannot be run, takes too long or returns non-zero.
-
-    Output goes to a file, not a pipe: a daemon that the command leaves running would keep a pipe open for ever.
-    """
-    words = [word.replace("%(root)s", root) if root else word for word in split(command, option)]
-    program = find(words[0])
-    about = f"{option} command {command!r}"
-    concerned = f"files concerned: {', '.join(files)}" if files else "no file was to be changed"
-    if program is None:
-        raise Failed(f"{about}: {words[0]} is not installed; {concerned}", command=command)
-    with tempfile.TemporaryFile() as printed:
-        try:
-            process = subprocess.Popen(
-                [program, *words[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                cwd="/",
-                env={**os.environ, "LC_ALL": "C"},
-                start_new_session=True,
-            )
-        except OSError as exc:
-            raise Failed(f"{about}: cannot be run: {exc.strerror}; {concerned}", command=command) from exc
-        try:
-            status = process.wait(timeout)
-            why = f"failed with exit status {status}" if status > 0 else f"was ended by signal {-status}"
-        except BaseException as exc:
-            os.killpg(process.pid, signal.SIGKILL)  # its children too
-            process.wait()
-            if not isinstance(exc, subprocess.TimeoutExpired):
-                raise
-            status, why = None, f"took longer than {timeout} seconds"
-        if status == 0:
-            return
-        printed.seek(0)
-        output = printed.read().decode(errors="replace").strip()
-    if root:
-        output = output.replace(root, "")
-    facts = {"command": command}
-    if secret:
-        shown = "output withheld, for the set has secret files"
-    else:
-        facts["output"] = output[-4000:]
-        shown = f"output: {facts['output'] or '(none)'}"
-    raise Failed(f"{about} {why}; {concerned}; {shown}", **facts)
-
-
 # --- the transaction --------------------------------------------------------------------------------------------------
 
 
@@ -393,7 +312,7 @@ class Transaction:
         core.check_path(params["state_dir"], "state_dir")
         for option in ("validate", "check", "activate"):
             for command in params[option]:
-                split(command, option)
+                core.split(command, option)
         wishes = read_wish(self.module) if self.keep else []
         self.store.directory = core.resolve(params["state_dir"])
         if core.snapshot(self.store.directory)["type"] not in ("absent", "directory"):
@@ -499,11 +418,11 @@ class Transaction:
                 os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
                 core.write(place, wish["entry"])
             for command in self.module.params["validate"]:
-                words = split(command.replace("%(root)s", root), "validate")
-                if self.module.check_mode and find(words[0]) is None:
-                    self.module.warn(f"set {self.name}: {words[0]} is not installed yet, {command!r} was not run")
+                program = core.split(command, "validate")[0].replace("%(root)s", root)
+                if self.module.check_mode and core.find(program) is None:
+                    self.module.warn(f"set {self.name}: {program} is not installed yet, {command!r} was not run")
                     continue
-                run(command, "validate", self.timeout, self.outcome["files"], self.secret, root)
+                core.run(command, "validate", self.timeout, self.outcome["files"], self.secret, root)
         finally:
             shutil.rmtree(root, ignore_errors=True)
 
@@ -522,8 +441,8 @@ class Transaction:
         targets = {path for path, _before, entry in steps if entry["type"] == "file"}
         for option, listed in (("check", params["check"]), ("activate", commands)):
             for command in listed:  # better now than with the files half-way
-                program = split(command, option)[0]
-                if find(program) is None and program not in targets:
+                program = core.split(command, option)[0]
+                if core.find(program) is None and program not in targets:
                     raise Failed(f"{option} command {command!r}: {program} is not installed", command=command)
         journal = {"before": [[path, before] for path, before, _after in steps], "activate": commands}
         record["journal"] = {**journal, "activating": False, "secret": self.secret}
@@ -535,13 +454,13 @@ class Transaction:
                 except OSError as exc:
                     raise Failed(f"{path}: {exc.strerror}") from exc
             for command in params["check"]:
-                run(command, "check", self.timeout, self.outcome["files"], self.secret)
+                core.run(command, "check", self.timeout, self.outcome["files"], self.secret)
             if commands:
                 record["journal"]["activating"] = True
                 self.store.save(record)
                 option = "activate" if params["activate"] else "owed (give activate to replace it)"
                 for command in commands:
-                    run(command, option, self.timeout, self.outcome["files"], self.secret)
+                    core.run(command, option, self.timeout, self.outcome["files"], self.secret)
             self.store.save(after)
         except Exception as exc:
             for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -584,7 +503,7 @@ class Transaction:
             try:
                 concerned = sorted(path for path, _before in journal["before"])
                 for command in journal["activate"]:
-                    run(command, "activate", self.timeout, concerned, journal["secret"])
+                    core.run(command, "activate", self.timeout, concerned, journal["secret"])
             except Failed as exc:
                 problems.append(f"activating what was put back failed too: {exc}")
             else:

@@ -493,8 +493,8 @@ def test_commands_are_not_run_by_a_shell(host):
 
 
 def test_words_are_split_before_the_root_is_filled_in(host, tmp_path):
-    host.state_dir = tmp_path / "state dir; with 'odd' names"
-    host.run(host.file("a"), validate=["test -d %(root)s", "grep -q new '%(root)s" + host.path("a") + "'"])
+    host.state_dir = tmp_path / "state dir; with an odd' name"
+    host.run(host.file("a"), validate=["test -d %(root)s", f"grep -q new %(root)s{host.path('a')}"])
 
 
 def test_check_failure_puts_everything_back(host):
