@@ -33,7 +33,7 @@ def plain_server(tmp_path_factory) -> Iterator[Callable[[str, str], Path]]:
         }
         (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": {name: variables}}}))
         (directory / "group_vars").mkdir()
-        (directory / "group_vars" / "all.yml").write_text((lab.ROOT / "inventories/lab/group_vars/all/site.yml").read_text())
+        (directory / "group_vars" / "all.yml").write_text((lab.ROOT / "inventories/lab/group_vars/all.yml").read_text())
         return directory
 
     yield start

@@ -47,7 +47,7 @@ def story(tmp_path_factory) -> Story:
     directory = tmp_path_factory.mktemp("lab")
     missing = directory / "missing.json"
     address = lab.SUBNET.rsplit(".", 1)[0] + ".99"
-    missing.write_text(json.dumps({"all": {"hosts": {MISSING: {"ansible_host": address, "ansible_ssh_timeout": 5}}}}))
+    missing.write_text(json.dumps({"servers": {"hosts": {MISSING: {"ansible_host": address, "ansible_ssh_timeout": 5}}}}))
     lab.up()
     secrets = set()
     for server in lab.SERVERS:
