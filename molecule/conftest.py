@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+NUMBERS = itertools.count(20000 + int(time.time() * 10) % 30000)
 ROOT = Path(__file__).resolve().parents[1]
 SSH_OPTIONS = (
     "-o", "IdentitiesOnly=yes", "-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no",
@@ -110,7 +112,7 @@ def people(host, target: Target, directory: Path) -> Iterator[Callable[..., Pers
         joined = f"--groups {','.join(groups)}" if groups else ""
         # '*' means no password but not locked: a key may still open the account. Nobody gets a number somebody had just now:
         # logind still stops that one's service manager then, and the new login waits a minute and a half for it.
-        number = 20000 + int(time.time() * 10) % 30000
+        number = next(NUMBERS)
         host.check_output(f"useradd --create-home --uid {number} --shell {shell} --password '*' {joined} {name}")
         public = (directory / f"{name}.key.pub").read_text().strip()
         host.check_output(
