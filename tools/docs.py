@@ -316,7 +316,7 @@ def role_page(tree: Tree, role: Role) -> dict[str, Any]:
         "prose": prose,
         "takes_back": bool(re.search(r"^#+ .*\bback\b", prose, re.MULTILINE | re.IGNORECASE)),
         "variables": variables(tree, role, blocks(here / "defaults" / "main.yml")),
-        "controls": [control_page(tree, control) for control in role.controls],
+        "controls": [control_page(tree, role, control) for control in role.controls],
         "sabotaged": len(role.sabotage),
         "tests": tests_of(tree, role),
     }
@@ -416,7 +416,7 @@ def parts_of(role: Role, path: str, spec: dict) -> Iterable[dict[str, str]]:
         yield from parts_of(role, f"{path}.{key}", part)
 
 
-def control_page(tree: Tree, control: dict) -> dict[str, Any]:
+def control_page(tree: Tree, role: Role, control: dict) -> dict[str, Any]:
     """Return one control for the role's page."""
     proofs = []
     for proof in listed(control["proof"]):
@@ -430,6 +430,7 @@ def control_page(tree: Tree, control: dict) -> dict[str, Any]:
         "title": control["title"].rstrip("."),
         "anchor": anchor(control["id"]),
         "source": sentence(control["source"]).rstrip("."),
+        "unseen": control["id"] in role.not_here,
         "claims": ", ".join(control["statements"]),
         "statements": [statement_line(tree, name) for name in control["statements"]],
         "expect": [str(condition).strip() for condition in control["expect"]],

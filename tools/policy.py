@@ -220,6 +220,7 @@ SHAPES = {
             }
         )
     },
+    "molecule/{role}/vars.yml": {"bulwark_not_applicable?": Seq(str, empty=True), "...": Anything},
     "molecule/{role}/sabotage.yml": {"sabotage": Seq({"control": str, "break": str, "mend": str})},
 }
 
@@ -249,6 +250,7 @@ class Role:
     controls: list[dict]
     parameters: dict[str, dict]
     sabotage: list[dict]
+    not_here: list[str]  # controls that do not apply on the scenario's machines, so nothing is shown of them there
 
     @property
     def options(self) -> dict[str, dict]:
@@ -300,6 +302,7 @@ class Tree:
             controls=self._load("roles/{role}/meta/controls.yml", name).get("controls", []),
             parameters=self._load("policy/parameters/{role}.yml", name).get("parameters", {}),
             sabotage=self._load("molecule/{role}/sabotage.yml", name).get("sabotage", []),
+            not_here=self._load("molecule/{role}/vars.yml", name).get("bulwark_not_applicable", []),
         )
 
     def _load(self, pattern: str, role: str = "") -> dict:
@@ -476,6 +479,12 @@ def not_yet_is_true(tree: Tree) -> Iterator[Problem]:
                 f"no control of it applies to {', '.join(left_out)}; widen their profiles or say under partly what is missing"
             )
             yield Problem(file, name, message)
+        unseen = {control for role in tree.roles.values() for control in role.not_here}
+        if controls and set(controls) <= unseen and name not in tree.partly:
+            message = (
+                f"{', '.join(controls)} does not apply on the scenario's machines; say under partly what is still to be shown"
+            )
+            yield Problem(file, name, message)
         if not controls and name not in waiting:
             message = f"is {statement['class']} but has neither a control nor an entry in {file}"
             yield Problem("policy/register.yml", name, message)
@@ -576,7 +585,10 @@ def sabotage_is_complete(tree: Tree) -> Iterator[Problem]:
         own = {control["id"] for control in role.controls}
         broken = {entry["control"] for entry in role.sabotage}
         yield from (Problem(file, name, "the role has no such control") for name in sorted(broken - own))
-        yield from (Problem(file, name, "no sabotage of this control") for name in sorted(own - broken))
+        yield from (Problem(file, name, "no sabotage of this control") for name in sorted(own - broken - set(role.not_here)))
+        excused = {control["id"] for control in role.controls if "not_applicable" in control}
+        for name in sorted(set(role.not_here) - excused):
+            yield Problem(f"molecule/{role.name}/vars.yml", name, "is called not applicable, but no control says when that is so")
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -139,6 +139,7 @@ controls:
     "plugins/modules/posture.py": 'COLLECTORS = {"door": None}\n',
     "molecule/door/molecule.yml": "{}\n",
     "molecule/door/prepare.yml": "- name: Open\n  ansible.builtin.command: open\n",
+    "molecule/door/vars.yml": "{}\n",
     "molecule/door/sabotage.yml": "sabotage: [{control: door.shuts, break: wedge, mend: unwedge}]\n",
     "molecule/door/tests/test_door.py": '''
 """Proofs."""

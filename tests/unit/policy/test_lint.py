@@ -432,6 +432,17 @@ def test_internal_variables_of_the_role_may_be_used_in_conditions(house):
     assert house.lint() == []
 
 
+def test_what_does_not_apply_on_the_machines_of_the_scenario_is_neither_sabotaged_nor_enough(house):
+    house.write("molecule/door/vars.yml", "bulwark_not_applicable: [door.shuts, door.x]\n")
+    house.edit(SABOTAGE, lambda data: data["sabotage"][0].update(control="door.x"))
+    said = house.lint()
+    assert found(said, "molecule/door/vars.yml", "door.x", "no control says when")
+    assert found(said, NOT_YET, "ABC-1", "door.shuts does not apply on the scenario's machines")
+    assert not found(said, SABOTAGE, "door.shuts", "no sabotage")
+    house.edit(CONTROLS, control(not_applicable=None))
+    assert found(house.lint(), "molecule/door/vars.yml", "door.shuts", "no control says when")
+
+
 def test_a_required_variable_needs_no_default(house):
     house.edit(DEFAULTS, lambda data: data.pop("door_seconds"))
     house.edit(SPECS, lambda data: data["argument_specs"]["main"]["options"]["door_seconds"].update(required=True))
