@@ -96,6 +96,8 @@ def record_problems(record: Any, run_id: str) -> list[str]:
                 said.append(f"control {name}: {key} is not a {'list' if kind is list else 'mapping'}")
     if record.get("status") in ("unreachable", "failed") and any(control.get("status") == "pass" for control in controls):
         said.append(f"it is {record['status']}, but some of its controls pass")
+    if record.get("status") == "excluded" and controls:
+        said.append("it is excluded, but lists controls")
     if not said and record.get("counts") != tally(controls)[0]:
         said.append("its counts are not those of its controls")
     return said
@@ -184,7 +186,7 @@ def summarise(records: Sequence[Mapping]) -> dict:
     errors as the longest list of controls in the run has entries, and at least one, so that a silent host always lowers the
     score and never improves it.
     """
-    heaviest = max((len(record["controls"]) for record in records if record["status"] != "excluded"), default=0)
+    heaviest = max((len(record["controls"]) for record in records), default=0)
     counts = dict.fromkeys(STATUSES, 0)
     assumed = 0
     inventory = []
@@ -192,8 +194,6 @@ def summarise(records: Sequence[Mapping]) -> dict:
         own, score = tally(record["controls"])
         unknown = record["status"] in ("unreachable", "failed") and not record["controls"]
         stands_for = max(heaviest, 1) if unknown else 0
-        if record["status"] == "excluded":
-            own, score = dict.fromkeys(STATUSES, 0), {"before_exceptions": None, "after_exceptions": None}
         if unknown:
             own, score = {**own, "error": stands_for}, {"before_exceptions": 0.0, "after_exceptions": 0.0}
         assumed += stands_for
@@ -379,10 +379,9 @@ def _groups(records: Sequence[Mapping], keys_of: Any) -> list[dict]:
     """Return counts and score by group; ``keys_of`` gives the groups of a control's entry."""
     entries: dict[str, list[Mapping]] = {}
     for record in records:
-        if record["status"] != "excluded":
-            for control in record["controls"]:
-                for key in dict.fromkeys(keys_of(control)):
-                    entries.setdefault(key, []).append(control)
+        for control in record["controls"]:
+            for key in dict.fromkeys(keys_of(control)):
+                entries.setdefault(key, []).append(control)
     result = []
     for key, members in entries.items():
         counts, score = tally(members)

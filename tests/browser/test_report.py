@@ -383,6 +383,8 @@ def test_markup_a_screen_reader_relies_on(report):
     assert report.js("return [...document.querySelectorAll('table')].filter(t => !t.caption).length") == 0
     live = report.one("output")
     assert (live.get_attribute("aria-live"), live.get_attribute("role")) == ("polite", "status")
+    unlabelled = "return [...document.querySelectorAll('input, select')].filter(i => !i.labels.length).length"
+    assert report.js(unlabelled) == 0, "a placeholder is no label"
     nameless = "[role=group]:not([aria-label]):not([aria-labelledby])"
     assert report.driver.find_elements(By.CSS_SELECTOR, nameless) == []
     # Status is a word everywhere, not a colour alone.

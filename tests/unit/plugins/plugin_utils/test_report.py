@@ -55,6 +55,7 @@ BROKEN = {
     "statements not a list": (lambda r: r["controls"][0].update(statements="WTH-7.7-2"), "statements is not a list"),
     "observed not a mapping": (lambda r: r["controls"][0].update(observed=[1]), "observed is not a mapping"),
     "fail turned into pass": (lambda r: r.update(counts={**r["counts"], "pass": 18, "fail": 1}), "counts are not those"),
+    "excluded host with controls": (lambda r: r.update(status="excluded", reason="No time."), "excluded, but lists controls"),
     "failed host that passes": (lambda r: r.update(status="failed", reason="lost"), "some of its controls pass"),
 }  # fmt: skip
 
