@@ -193,7 +193,7 @@ def parsed(config: str) -> tuple[list[dict], dict[str, str]]:
 def files(config: str, keyfile: str) -> list[dict]:
     """Return owner, group and mode of what decides how the clock is kept; what does not exist is left out."""
     paths = [os.path.dirname(config), config, keyfile, "/var/lib/chrony", *sorted(glob.glob("/etc/systemd/system/chrony.service.d/*"))]
-    paths += sorted(glob.glob("/etc/chrony/bulwark*"))
+    paths += sorted(glob.glob("/etc/chrony.bulwark.*"))
     return [owned(path, path == keyfile) for path in dict.fromkeys(paths) if path and os.path.exists(path)]
 
 
