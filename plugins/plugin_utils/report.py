@@ -371,7 +371,10 @@ def _csp_hash(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    """Return a value for the page: a longer list one item a line, and no more than a screenful of anything."""
     text = as_text(value)
+    if isinstance(value, list) and len(text) > 80:
+        text = "[" + ",\n ".join(json.dumps(item, ensure_ascii=False, sort_keys=True, default=str) for item in value) + "]"
     return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]} … ({len(text)} characters; the record has all)"
 
 

@@ -385,6 +385,15 @@ def test_statements_stand_in_the_registers_order():
     ]  # fmt: skip
 
 
+def test_longer_lists_stand_one_item_a_line():
+    assert report._shown(["a", "b"]) == '["a", "b"]'
+    people = [{"name": "f.haddad", "shell": "/bin/bash"}, {"name": "m.lindqvist", "shell": "/bin/bash"}]
+    assert report._shown(people).splitlines() == [
+        '[{"name": "f.haddad", "shell": "/bin/bash"},', ' {"name": "m.lindqvist", "shell": "/bin/bash"}]'
+    ]  # fmt: skip
+    assert json.loads(report._shown(people)) == people
+
+
 def test_longest_values_are_cut_in_the_page_only():
     long = record("files-1")
     long["controls"][0]["observed"] = {"accounts.names": ["x" * 50] * 1000}
