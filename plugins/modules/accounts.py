@@ -719,7 +719,11 @@ def present(module: AnsibleModule) -> dict:
 
 
 def remember(record: dict, seen: dict, accounts: dict) -> None:
-    """Note who was seen and when each last logged in; this alone is no change of the host."""
+    """Note who was seen and when each last logged in, and forget who is gone; this alone is no change of the host."""
+    for name in set(record["before"]) | set(record["disabled"]):
+        if name not in accounts or record["uids"].get(name, accounts[name]["uid"]) != accounts[name]["uid"]:
+            for part in ("before", "disabled", "uids"):
+                record[part].pop(name, None)
     since = seen["login_recorder"]["since"]
     if record["recording_since"] is None:
         record["recording_since"] = since
@@ -745,6 +749,8 @@ def carry_out(made: dict, record: dict, seen: dict, accounts: dict, keys: dict, 
                 before[attribute] = [former[0] if former else found, value]
     for name, (reason, why) in made["disable"].items():
         record["disabled"][name] = {"at": now, "reason": reason, "why": why}
+    for name in set(made["want"]) | set(made["disable"]):
+        record["uids"][name] = made["want"].get(name, {}).get("uid", accounts[name]["uid"])
     save_record(record)
 
     for user in made["create"]:
@@ -893,7 +899,7 @@ def absent(module: AnsibleModule) -> dict:
         files.close()
     for entry in files_back:
         restore(entry)
-    record.update(before={}, disabled={}, files=[], lines=[])
+    record.update(before={}, disabled={}, uids={}, files=[], lines=[])
     save_record(record)
     return result
 

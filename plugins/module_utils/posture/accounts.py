@@ -102,7 +102,7 @@ def collect() -> dict:
                 "first_seen": record["seen"].get(f"{name}:{uid}", {}).get("first_seen"),
                 "sessions": sessions.get(uid, 0),
                 "used_by": sorted(in_use.get(uid, set()) | in_use.get(name, set())),
-                "disabled": record["disabled"].get(name),
+                "disabled": record["disabled"].get(name) if record["uids"].get(name, uid) == uid else None,
             }
         )
 
@@ -155,13 +155,13 @@ def load_record() -> dict:
     seen        {"name:uid": {"first_seen": seconds, "last_login": seconds}}
     before      {name: {attribute: [what it was, what the role made of it]}}
     disabled    {name: {"at": seconds, "reason": word, "why": text}}
+    uids        {name: uid} of those in before and disabled, for a name may come back as somebody else
     removed     {name: {"uid", "gid", "at", "reserved_as", "archive", "sha256", "owner"}}
     files       [{"path", "saved", ...}]: files of keys that were put away
     lines       [{"path", "line"}]: NIS lines that were taken out
     """
-    record: dict = {
-        "schema": 1, "recording_since": None, "seen": {}, "before": {}, "disabled": {}, "removed": {}, "files": [], "lines": [],
-    }  # fmt: skip
+    record: dict = {"schema": 1, "recording_since": None, "files": [], "lines": []}
+    record.update({key: {} for key in ("seen", "before", "disabled", "uids", "removed")})
     if os.path.exists(RECORD):
         try:
             record.update(json.loads(read(RECORD)))
