@@ -58,13 +58,15 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"the controls cannot be read: {exc}") from exc
 
         seen = self._observe(sorted({control["posture"] for control in controls}), task_vars)
+        variables = self._role_variables(roles, task_vars)
+        parameters = self._parameters(roles, variables)
         if seen["status"] == "assessed":
-            variables = self._role_variables(roles, task_vars)
             entries = self._judge(controls, seen, variables, args, task_vars["inventory_hostname"])
         else:
             entries = [unjudged(control, seen["reason"]) for control in controls]
         counts, score = tally(entries)
-        record = self._record(args, roles, seen, entries, counts, score, task_vars["inventory_hostname"])
+        record = self._record(args, roles, seen, entries, parameters, task_vars["inventory_hostname"])
+        record.update(counts=counts, score=score)
         result.update(
             changed=False,
             status=seen["status"],
@@ -129,7 +131,18 @@ class ActionModule(ActionBase):
             for control in controls
         ]
 
-    def _record(self, args, roles, seen, entries, counts, score, host) -> dict:
+    def _parameters(self, roles: list[str], variables: dict) -> dict:
+        """Return the roles' public variables, resolved; secrets and what only makes sense inside the role are not shown."""
+        templar = self._templar.copy_with_new_env(available_variables=variables)
+        shown = {}
+        for name, spec in (item for role in roles for item in options_of(role).items() if item[0] in variables):
+            try:
+                shown[name] = "(hidden)" if spec.get("no_log") else templar.template(variables[name])
+            except AnsibleError:
+                shown[name] = "(set by the role as it runs)"
+        return shown
+
+    def _record(self, args, roles, seen, entries, parameters, host) -> dict:
         return {
             "schema": "bulwark.host/1",
             "run_id": os.path.basename(args["run_dir"]) if args["run_dir"] else "",
@@ -148,18 +161,18 @@ class ActionModule(ActionBase):
             "revision": revision(),
             "observed_at": seen.get("observed_at", ""),
             "assessed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "parameters": parameters,
             "controls": entries,
             "posture": seen.get("posture", {}),
             "posture_errors": seen.get("errors", {}),
-            "counts": counts,
-            "score": score,
         }
 
     def _write(self, run_dir: str, record: dict) -> str:
         """Write the record atomically, readable by its owner only, and return its path."""
         # A host's name is the inventory's; it must not lead out of the directory.
         path = Path(run_dir, "hosts", record["host"].replace("/", "_") + ".json")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", encoding="utf-8", delete=False) as stream:
             json.dump(record, stream, indent=1, sort_keys=True, default=str)
             stream.write("\n")

@@ -43,7 +43,7 @@ options:
     default: {}
   parameters:
     description:
-      - Effective parameters of the run, kept in C(run.json) and shown in the report.
+      - Parameters of the run, kept in C(run.json) and shown in the report beside the roles' variables from the hosts' records.
       - Values whose names say that they are secret are withheld.
     type: dict
     default: {}

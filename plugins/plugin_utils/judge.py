@@ -40,6 +40,11 @@ def names_in(expression: str) -> tuple[list[str], list[str]]:
         return None
 
     def walk(node: jinja2.nodes.Node) -> None:
+        if isinstance(node, jinja2.nodes.Call) and isinstance(node.node, jinja2.nodes.Getattr):
+            # a method is not something observed: what it is called on is
+            for child in (node.node.node, *node.args, *node.kwargs):
+                walk(child)
+            return
         steps = chain(node)
         if steps and steps[0] == "posture":
             paths[".".join(steps[1:])] = None
@@ -54,23 +59,13 @@ def names_in(expression: str) -> tuple[list[str], list[str]]:
 
 
 def look_up(posture: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path of a posture. Raises KeyError when there is nothing.
-
-    A step that is neither a key nor an index of what is there (a method such as ``items``) ends the walk: what was found so
-    far is what the condition looked at.
-    """
+    """Return the value at a dotted path of a posture (keys and list indexes). Raises KeyError when there is nothing."""
     here: Any = posture
     for step in path.split("."):
-        if isinstance(here, Mapping):
-            if step not in here:
-                if hasattr(here, step):
-                    return here
-                raise KeyError(path)
+        if isinstance(here, Mapping) and step in here:
             here = here[step]
         elif isinstance(here, Sequence) and not isinstance(here, str) and step.isdigit() and int(step) < len(here):
             here = here[int(step)]
-        elif hasattr(here, step):
-            return here
         else:
             raise KeyError(path)
     return here

@@ -229,11 +229,19 @@ def run_record(
         "schema": RUN_SCHEMA,
         "run_id": run_id,
         **about,
-        "parameters": withheld(parameters),
+        "parameters": withheld({**shared_parameters(records), **parameters}),
         **summarise(records),
         "problems": list(problems),
         "previous": None,  # the place of the previous package's digest, once packages are chained
     }
+
+
+def shared_parameters(records: Sequence[Mapping]) -> dict[str, Any]:
+    """Return the roles' variables that were the same on all hosts; where hosts differ, the value says to look there."""
+    shared: dict[str, Any] = {}
+    for name, value in (item for record in records for item in record.get("parameters", {}).items()):
+        shared[name] = value if shared.setdefault(name, value) == value else "(differs: see the hosts' records)"
+    return dict(sorted(shared.items()))
 
 
 def withheld(value: Any, name: str = "") -> Any:

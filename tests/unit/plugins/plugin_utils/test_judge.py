@@ -131,14 +131,19 @@ def test_names_in():
     )
 
 
+def test_methods_are_not_observations():
+    """What a method is called on was looked at, and what it is given."""
+    assert names_in("posture.a.texts[0].count(x_y.split() | join(' ')) == 1") == (["a.texts.0"], ["x_y"])
+
+
 def test_look_up():
-    """Steps are keys, list indexes, or methods (where the walk ends)."""
+    """Steps are keys or list indexes."""
     posture = {"a": {"b": [{"c": 1}], "items": 3}}
     assert look_up(posture, "a.b.0.c") == 1
     assert look_up(posture, "a.items") == 3
-    assert look_up({"a": {"b": {"x": 1}}}, "a.b.values") == {"x": 1}
-    with pytest.raises(KeyError):
-        look_up(posture, "a.z")
+    for nothing in ("a.z", "a.b.1", "a.items.real"):
+        with pytest.raises(KeyError):
+            look_up(posture, nothing)
 
 
 def test_tally():
