@@ -38,7 +38,7 @@ SHORT = 48  # a default longer than this many characters is shown below the tabl
 WORDS: dict[str, Callable[[Any, str], str]] = {
     "at_most": lambda b, unit: f"at most {b}{unit.removesuffix('s') if b == 1 else unit}",
     "at_least": lambda b, unit: f"at least {b}{unit.removesuffix('s') if b == 1 else unit}",
-    "equals": lambda b, unit: f"{b}{unit}",
+    "equals": lambda b, unit: f"{code(b)}{unit}",
     "one_of": lambda b, _: "one of " + codes(b),
     "subset_of": lambda b, _: "only " + codes(b),
     "contains": lambda b, _: "holds " + codes(b),
@@ -453,7 +453,7 @@ def tests_of(tree: Tree, role: Role) -> list[dict[str, str]]:
         path = str(file.relative_to(tree.root))
         for name, said in test_functions(file):
             linked = ", ".join(proves.get(f"{path}::{name}", ["—"]))
-            rows.append({"name": name, "link": f"../../{path}", "does": cell(sentence(said)) or "—", "proves": linked})
+            rows.append({"name": name, "link": f"../../{path}", "does": cell(sentence(said or name.removeprefix("test_").replace("_", " ").capitalize())), "proves": linked})
     return rows
 
 

@@ -137,7 +137,7 @@ def test_a_role_page_shows_what_is_looked_at_and_who_proves_it(house):
 
 def test_a_test_that_proves_no_control_is_shown_all_the_same(house):
     house.write("molecule/door/tests/test_more.py", "def test_also():\n    pass\n")
-    assert row(pages(house)[ROLE], "[test_also]")[1:] == ["—", "—"]
+    assert row(pages(house)[ROLE], "[test_also]")[1:] == ["Also.", "—"]
 
 
 @pytest.mark.parametrize(
