@@ -178,12 +178,13 @@ def killer(n: int) -> Callable[[], None]:
     return prepare
 
 
-def survive(host: Host, history: list[str], version: str, follow: str) -> int:
-    """Kill the run of C(version), after those in C(history), at each of its steps, then let C(follow) run.
+def survive(host: Host, history: list[str], version: str, follows: list[str]) -> int:
+    """Kill the run of C(version), after those in C(history), at each of its steps, then let one of C(follows) run, in turn.
 
     A history entry "killed:<version>" is itself a run that is killed, while it activates. Returns the number of steps.
     """
     for n in range(1, LIMIT):
+        follow = follows[n % len(follows)]
         host.reset()
         original, times = host.state(), os.lstat(host.root / "service.conf").st_mtime_ns
         possible = []
@@ -284,17 +285,13 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 @pytest.mark.parametrize(
     ("history", "version", "follow"),
     [
-        ([], "one", "one"),
-        ([], "one", "absent"),
-        (["one"], "two", "two"),
-        (["one"], "two", "absent"),
-        (["one"], "absent", "absent"),
-        (["one"], "absent", "two"),
-        (["one"], "failing", "one"),
-        (["one", "killed:two"], "two", "two"),
-        (["one", "killed:two"], "absent", "absent"),
+        ([], "one", ["one", "absent"]),
+        (["one"], "two", ["two", "absent"]),
+        (["one"], "absent", ["absent", "two"]),
+        (["one"], "failing", ["one", "absent", "two"]),
+        (["one", "killed:two"], "two", ["two", "absent"]),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, list) else value,
+    ids=["first", "second", "absent", "rollback", "recovery"],
 )
 def test_killed_at_every_step(host, history, version, follow):
     steps = survive(host, history, version, follow)

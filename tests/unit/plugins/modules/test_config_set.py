@@ -562,7 +562,7 @@ def test_program_may_come_with_the_set(host):
     host.run(host.file("tool", "#!/bin/sh\nexit 0\n", mode="0755"), activate=[host.path("tool")])
 
 
-@pytest.mark.parametrize("option", ["validate", "check", "activate"])
+@pytest.mark.parametrize("option", ["validate", "check"])
 def test_time_limit_ends_the_command_and_its_children(host, option):
     pid = host.path("pid")
     command = f"sh -c 'sleep 60 & echo $! > {pid}; wait'"
