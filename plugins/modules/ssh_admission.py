@@ -112,53 +112,77 @@ LOGS = "/var/log/auth.log"
 TAIL = 1 << 20  # bytes of the log that are looked through, from its end
 
 
-def way_in() -> dict | None:
-    """Return how this process came in: ``{"account", "address", "port", "laddr", "lport"}``; None if not over SSH.
+def ancestors() -> list[dict]:
+    """Return the processes above this one, nearest first: ``{"pid", "uid", "title", "environment"}``.
 
-    sudo drops the environment, so the ancestors are asked, up to the shell that sshd itself started.
+    The environment is {} where the kernel hides it (a container without CAP_SYS_PTRACE), as sudo's children's often is.
     """
-    found, pid = None, os.getpid()
+    found, pid = [], os.getpid()
     while pid > 1:
         try:
             status = read(f"/proc/{pid}/status")
-            environment = dict(part.split("=", 1) for part in read(f"/proc/{pid}/environ").split("\0") if "=" in part)
+            title = read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
         except CannotObserve:
             break
-        connection = environment.get("SSH_CONNECTION", "").split()
-        if len(connection) == 4:
-            uid = int(re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE).group(1))
-            name = environment.get("LOGNAME", "")
-            try:
-                if not name or pwd.getpwnam(name).pw_uid != uid:
-                    name = pwd.getpwuid(uid).pw_name
-            except KeyError:
-                name = str(uid)
-            found = {"account": name, **dict(zip(("address", "port", "laddr", "lport"), connection))}
+        try:
+            parts = read(f"/proc/{pid}/environ").split("\0")
+        except CannotObserve:
+            parts = []
+        environment = dict(part.split("=", 1) for part in parts if "=" in part)
+        uid = int(re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE).group(1))
+        found.append({"pid": pid, "uid": uid, "title": title, "environment": environment})
         pid = int(re.search(r"^PPid:\s+(\d+)", status, re.MULTILINE).group(1))
     return found
 
 
-def proof_given(way: dict) -> tuple[str, str]:
-    """Return (method, key fingerprint) with which the account proved itself, from sshd's own log; ("", "") if it is gone."""
+def logged(pids: list[int]) -> list[tuple[str, str, str, str, str]]:
+    """Return (method, account, address, port, rest) of each login that these processes of sshd logged, oldest first."""
     text = ""
     try:
-        text = run(["journalctl", "-q", "-o", "cat", "--since=-2d", "-n", "5000", "-t", "sshd", "-t", "sshd-session"], timeout=5)
+        text = run(["journalctl", "-q", "-o", "cat", "-n", "2000", *(f"_PID={pid}" for pid in pids)], timeout=5)
     except CannotObserve:
         pass
-    if f" port {way['port']} " not in text:
+    if "Accepted " not in text:
         try:
             with open(LOGS, "rb") as stream:
                 stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
-                text = stream.read().decode("utf-8", "replace")
+                lines = stream.read().decode("utf-8", "replace").splitlines()
         except OSError:
-            pass
-    expression = rf"Accepted (\S+) for {re.escape(way['account'])} from {re.escape(way['address'])} port {way['port']} ssh2(?:: (.*))?"
-    found = re.findall(expression, text)
-    if not found:
-        return "", ""
-    method, rest = found[-1]
-    fingerprint = re.search(r"SHA256:\S+", rest)
-    return method, fingerprint.group(0) if fingerprint else ""
+            lines = []
+        text = "\n".join(line for line in lines if any(f"[{pid}]: " in line for pid in pids))
+    return re.findall(r"Accepted (\S+) for (\S+) from (\S+) port (\d+) ssh2(?:: (.*))?", text)
+
+
+def way_in() -> dict | None:
+    """Return how this process came in; None if not over SSH. Raises CannotObserve when it did and cannot be told how.
+
+    ``{"account", "address", "laddr", "lport", "method", "fingerprint"}``; method and fingerprint are "" when sshd's log no
+    longer has them. sudo drops the environment, so the processes above are asked: the shell that sshd started knows the
+    connection, and sshd's own processes logged it under their numbers.
+    """
+    above = ancestors()
+    servers = [process for process in above if re.match(r"sshd(-session)?: ", process["title"])]
+    shells = [process for process in above if len(process["environment"].get("SSH_CONNECTION", "").split()) == 4]
+    if not servers and not shells:
+        return None
+    lines = logged([process["pid"] for process in servers]) if servers else []
+    found: dict = {"method": "", "fingerprint": "", "laddr": "192.0.2.1", "lport": "22"}
+    port = ""
+    if shells:
+        top = shells[-1]
+        found["address"], port, found["laddr"], found["lport"] = top["environment"]["SSH_CONNECTION"].split()
+        found["account"] = top["environment"].get("LOGNAME", "")
+        if found["account"] not in [entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == top["uid"]]:
+            found["account"] = seen.owner_name(top["uid"])
+    lines = [line for line in lines if not port or line[3] == port]
+    if lines:
+        found["method"], found["account"], found["address"], port, rest = lines[-1]
+        fingerprint = re.search(r"SHA256:\S+", rest)
+        found["fingerprint"] = fingerprint.group(0) if fingerprint else ""
+    if "account" not in found:
+        title = re.match(r"sshd(?:-session)?: ([^@ ]+)", servers[0]["title"])
+        raise CannotObserve(f"this is an SSH connection of {title.group(1) if title else 'somebody'}, from where is neither in its environment nor in the log")
+    return found
 
 
 def lay_out(files: dict[str, str], place: str, main: str) -> str:
@@ -213,9 +237,9 @@ def loose(path: str, entry: pwd.struct_passwd) -> str:
         path = os.path.dirname(path)
 
 
-def objections(settings: dict[str, list[str]], way: dict, groups: list[str], method: str, fingerprint: str) -> list[str]:
+def objections(settings: dict[str, list[str]], way: dict, groups: list[str]) -> list[str]:
     """Return everything that would keep the account out, one sentence each."""
-    entry = pwd.getpwnam(way["account"])
+    entry, method, fingerprint = pwd.getpwnam(way["account"]), way["method"], way["fingerprint"]
     said = []
     for setting, why in ssh.refusals(settings, entry.pw_name, entry.pw_uid, groups, way["address"]):
         if setting == "allowgroups":
@@ -295,10 +319,13 @@ def main() -> None:
     strangers = sorted({name for joining in members for name in joining["members"]} - known)
     if strangers:
         module.fail_json(msg=f"ssh_group_members = {strangers}: no such account on this host; make it first", **result)
-    way = way_in()
+    try:
+        way = way_in()
+    except CannotObserve as exc:
+        module.fail_json(msg=f"Refused before anything changed: whether Ansible could come in again is unknown: {exc}", **result)
     if way is None:
         module.exit_json(**result)
-    result.update(over_ssh=True, account=way["account"], address=way["address"])
+    result.update(over_ssh=True, account=way["account"], address=way["address"], method=way["method"])
     if not os.path.exists(seen.SSHD):
         if module.check_mode:  # the package is yet to come, and another server than OpenSSH let us in
             module.exit_json(**result)
@@ -314,10 +341,8 @@ def main() -> None:
             else:
                 options = ["-f", staged, *options]
             settings = seen.ask(options, way["account"], way["address"], "client.invalid", way["laddr"], way["lport"])
-        method, fingerprint = proof_given(way)
-        result["method"] = method
         entry = pwd.getpwnam(way["account"])
-        said = objections(settings, way, groups_with(entry, members), method, fingerprint)
+        said = objections(settings, way, groups_with(entry, members))
         if said:
             rest = [name for name in others(settings, members) if name != way["account"]]
             advice = f" Would be admitted and can use sudo: {', '.join(rest)}." if rest else ""

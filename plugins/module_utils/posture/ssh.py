@@ -83,7 +83,7 @@ def collect() -> dict:
             unobserved[key] = str(exc)
         return data
     usual = seen[0]["settings"]
-    data["offers"] = {name: [a for a in usual.get(key, [""])[0].split(",") if a] for name, key in OFFERS.items()}
+    data["offers"] = {name: offered(key, seen) for name, key in OFFERS.items()}
     data["settings"] = {key: by_value(key, seen) for key in SETTINGS}
     data["forwarding"] = forwarding(seen)
     data["host_keys"] = host_keys(usual.get("hostkey", []))
@@ -379,6 +379,12 @@ def by_value(key: str, seen: list[dict]) -> dict[str, list[str]]:
         if value != values[0]:
             found.setdefault(value, []).append(who(connection))
     return found
+
+
+def offered(key: str, seen: list[dict]) -> list[str]:
+    """Return the algorithms that any connection is offered, in the usual one's order, then what others get besides."""
+    lists = [connection["settings"].get(key, [""])[0].split(",") for connection in seen]
+    return list(dict.fromkeys(name for names in lists for name in names if name))
 
 
 def forwarding(seen: list[dict]) -> list[dict]:
