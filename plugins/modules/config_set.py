@@ -82,7 +82,7 @@ options:
   validate:
     description:
       - Commands that must succeed before any file is swapped in; only run if something is to be changed.
-      - C(%(root\)s) stands for the staging root, in which each file of the set lies under its full path, with its owner and mode.
+      - V(%(root\)s) stands for the staging root, in which each file of the set lies under its full path, with its owner and mode.
         The staging root lies within O(state_dir), in check mode within Ansible's temporary directory; a program confined
         by AppArmor or SELinux may be unable to read there.
       - As everywhere here, a command is split into words as a shell would, but no shell runs.
