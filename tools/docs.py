@@ -453,7 +453,8 @@ def tests_of(tree: Tree, role: Role) -> list[dict[str, str]]:
         path = str(file.relative_to(tree.root))
         for name, said in test_functions(file):
             linked = ", ".join(proves.get(f"{path}::{name}", ["—"]))
-            rows.append({"name": name, "link": f"../../{path}", "does": cell(sentence(said or name.removeprefix("test_").replace("_", " ").capitalize())), "proves": linked})
+            told = said or name.removeprefix("test_").replace("_", " ").capitalize()
+            rows.append({"name": name, "link": f"../../{path}", "does": cell(sentence(told)), "proves": linked})
     return rows
 
 
