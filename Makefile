@@ -14,7 +14,7 @@ check: ## lint and unit tests, in less than a minute
 	@tools/setup.sh lint && .venv/bin/python tools/test.py check
 
 bench: ## ratios against peers, into docs/benchmarks.md
-	@tools/setup.sh lab bench && .venv/bin/python tests/bench/bench.py
+	@tools/setup.sh lab && .venv/bin/python tests/bench/bench.py
 
 clean: lab-down ## remove what was made here: lab, logs, caches, tools (images stay)
 	@rm -rf .cache .venv evidence

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make this clone able to work on a machine with nothing installed: tools/setup.sh [lint|lab|test|bench]...
+# Make this clone able to work on a machine with nothing installed: tools/setup.sh [lint|lab|test]...
 #
 # Installs the system packages that are missing (Debian, Ubuntu; as root or with sudo) and the locked Python tools into
 # .venv, with the distribution's own python3. Says nothing when there is nothing to do. Elsewhere it names what is
@@ -29,8 +29,7 @@ for part in "$@"; do
         want="$want iptables:iptables nftables:nft mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings"
         ;;
     test) want="$want shellcheck:shellcheck ssh-audit:ssh-audit $browser" ;;
-    bench) want="$want lynis:lynis" ;;
-    *) die "unknown part '$part' (lint, lab, test, bench)" ;;
+    *) die "unknown part '$part' (lint, lab, test)" ;;
     esac
 done
 
