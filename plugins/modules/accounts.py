@@ -161,8 +161,7 @@ from ansible_collections.bulwark.hardening.plugins.module_utils import accounts_
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture import accounts as posture
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, run
 
-DATABASES = ("/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow")
-SAVED = os.path.join(os.path.dirname(posture.RECORD), "saved")
+DATABASES = ("passwd", "shadow", "group", "gshadow")
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 
@@ -217,8 +216,9 @@ def save_record(record: dict) -> None:
 class Databases:
     """passwd, shadow, group and gshadow, changed together under the lock that all account tools take."""
 
-    def __init__(self, patience: float = 15) -> None:
-        self.lock = os.open("/etc/.pwd.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self, directory: str = "/etc", patience: float = 15) -> None:
+        self.directory = directory
+        self.lock = os.open(os.path.join(directory, ".pwd.lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         end = time.monotonic() + patience
         while True:
             try:
@@ -229,13 +229,15 @@ class Databases:
                     os.close(self.lock)
                     raise Failed(f"the account files stay locked by another program for {patience} s") from exc
                 time.sleep(0.1)
-        self.before = {path: self._read(path) for path in DATABASES if os.path.exists(path)}
-        self.lines = {path: text.splitlines() for path, text in self.before.items()}
+        self.before = {}
+        for name in DATABASES:
+            if os.path.exists(self._path(name)):
+                with open(self._path(name), encoding="utf-8", errors="surrogateescape") as stream:
+                    self.before[name] = stream.read()
+        self.lines = {name: text.splitlines() for name, text in self.before.items()}
 
-    @staticmethod
-    def _read(path: str) -> str:
-        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-            return stream.read()
+    def _path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
 
     def close(self) -> None:
         """Let others in again."""
@@ -256,15 +258,15 @@ class Databases:
             return lambda fields: fields.__setitem__(index, text)
 
         if attribute == "shell":
-            self._edit("/etc/passwd", name, put(6, value))
+            self._edit("passwd", name, put(6, value))
         elif attribute == "uid":
-            self._edit("/etc/passwd", name, put(2, str(value)))
+            self._edit("passwd", name, put(2, str(value)))
         elif attribute == "expires_day":
-            self._edit("/etc/shadow", name, put(7, "" if value is None else str(value)))
+            self._edit("shadow", name, put(7, "" if value is None else str(value)))
         elif attribute == "groups":
             self._groups(name, set(value))
         elif attribute == "password" and value == "open":
-            self._edit("/etc/shadow", name, lambda f: f.__setitem__(1, f[1][1:] if len(f[1]) > 1 and f[1][0] == "!" else f[1]))
+            self._edit("shadow", name, lambda f: f.__setitem__(1, f[1][1:] if len(f[1]) > 1 and f[1][0] == "!" else f[1]))
         elif attribute == "password":
             self._lock(name)
         else:
@@ -273,21 +275,21 @@ class Databases:
     def _lock(self, name: str) -> None:
         """Put a '!' before the password field; one that stands in /etc/passwd moves to where only root can read it."""
         field = []
-        self._edit("/etc/passwd", name, lambda f: (field.append(f[1]), f.__setitem__(1, "x")))
-        known = any(line.split(":")[0] == name for line in self.lines["/etc/shadow"])
+        self._edit("passwd", name, lambda f: (field.append(f[1]), f.__setitem__(1, "x")))
+        known = any(line.split(":")[0] == name for line in self.lines["shadow"])
         former = "" if field == ["x"] else "".join(field)
         if not known:
-            self.lines["/etc/shadow"].append(f"{name}:!{former}:{int(time.time()) // rules.DAY}:0:99999:7:::")
+            self.lines["shadow"].append(f"{name}:!{former}:{int(time.time()) // rules.DAY}:0:99999:7:::")
             return
 
         def lock(fields):
             kept = former or fields[1]
             fields[1] = kept if kept.startswith("!") else "!" + kept
 
-        self._edit("/etc/shadow", name, lock)
+        self._edit("shadow", name, lock)
 
     def _groups(self, name: str, wanted: set) -> None:
-        for path in ("/etc/group", "/etc/gshadow"):
+        for path in ("group", "gshadow"):
             for number, line in enumerate(self.lines.get(path, [])):
                 fields = line.split(":")
                 if len(fields) != 4:
@@ -311,53 +313,51 @@ class Databases:
         def shadow(fields):
             fields[0], fields[1], fields[7] = new, "!*", expires
 
-        gid = next(line.split(":")[3] for line in self.lines["/etc/passwd"] if line.split(":")[0] == name)
+        gid = next(line.split(":")[3] for line in self.lines["passwd"] if line.split(":")[0] == name)
         self._lock(name)
-        self._edit("/etc/passwd", name, passwd)
-        self._edit("/etc/shadow", name, shadow)
-        private = any(line.split(":")[0] == name and line.split(":")[2] == gid for line in self.lines["/etc/group"])
-        for path in ("/etc/group", "/etc/gshadow") if private else ():
+        self._edit("passwd", name, passwd)
+        self._edit("shadow", name, shadow)
+        private = any(line.split(":")[0] == name and line.split(":")[2] == gid for line in self.lines["group"])
+        for path in ("group", "gshadow") if private else ():
             self._edit(path, name, lambda fields: fields.__setitem__(0, new))
 
     def drop_nis(self) -> list[dict]:
         """Take NIS lines out and return them."""
         out = []
         for path, lines in self.lines.items():
-            out += [{"path": path, "line": line} for line in lines if line.startswith(("+", "-"))]
+            out += [{"path": self._path(path), "line": line} for line in lines if line.startswith(("+", "-"))]
             self.lines[path] = [line for line in lines if not line.startswith(("+", "-"))]
         return out
 
     def save(self) -> None:
-        """Check the new files as a whole with the system's own checkers, then put them in place."""
-        new = {path: "".join(line + "\n" for line in lines) for path, lines in self.lines.items()}
-        changed = [path for path in DATABASES if path in new and new[path] != self.before[path]]
+        """Check the new files as a whole with the system's own checkers, then put them in place. Raises Failed."""
+        new = {name: "".join(line + "\n" for line in lines) for name, lines in self.lines.items()}
+        changed = [name for name in new if new[name] != self.before[name]]
         if not changed:
             return
-        with tempfile.TemporaryDirectory(prefix="bulwark-accounts-") as directory:
-            said = []
-            for texts in (self.before, new):
-                for path, text in texts.items():
-                    with open(
-                        os.path.join(directory, os.path.basename(path)), "w", encoding="utf-8", errors="surrogateescape"
-                    ) as stream:
-                        stream.write(text)
-                said.append(self._problems(directory))
-            worse = sorted(said[1] - said[0])
-            if worse:
-                raise Failed(f"the account files would be inconsistent, nothing was changed: {'; '.join(worse)}")
-        for path in changed:
-            write_atomically(path, new[path].encode(errors="surrogateescape"), os.stat(path))
+        worse = sorted(self._problems(new) - self._problems(self.before))
+        if worse:
+            raise Failed(f"the account files would be inconsistent, nothing was changed: {'; '.join(worse)}")
+        for name in changed:
+            write_atomically(self._path(name), new[name].encode(errors="surrogateescape"), os.stat(self._path(name)))
         if shutil.which("nscd"):
             subprocess.run(["nscd", "-i", "passwd", "-i", "group"], check=False, capture_output=True)
 
     @staticmethod
-    def _problems(directory: str) -> set:
+    def _problems(texts: dict) -> set:
+        """Return what pwck and grpck have to say about the files."""
         found = set()
-        for checker, names in (("pwck", ("passwd", "shadow")), ("grpck", ("group", "gshadow"))):
-            files = [os.path.join(directory, name) for name in names]
-            if shutil.which(checker) and all(os.path.exists(path) for path in files):
-                done = subprocess.run([checker, "-r", "-q", *files], check=False, capture_output=True, text=True, env=ENVIRONMENT)
-                found |= {line for line in done.stdout.replace(directory, "").splitlines() if line and "no changes" not in line}
+        with tempfile.TemporaryDirectory(prefix="bulwark-accounts-") as directory:  # 0700: a copy of shadow lies in it
+            for name, text in texts.items():
+                with open(os.path.join(directory, name), "w", encoding="utf-8", errors="surrogateescape") as stream:
+                    stream.write(text)
+            for checker, names in (("pwck", ("passwd", "shadow")), ("grpck", ("group", "gshadow"))):
+                if shutil.which(checker) and set(names) <= set(texts):
+                    argv = [checker, "-r", "-q", *(os.path.join(directory, name) for name in names)]
+                    done = subprocess.run(argv, check=False, capture_output=True, text=True, env=ENVIRONMENT)
+                    said = (done.stdout + done.stderr).replace(directory, "").splitlines()
+                    # these checkers quote whole lines of shadow, hash included, when they suggest to delete one
+                    found |= {line.split("delete line")[0] for line in said if line and "no changes" not in line}
         return found
 
 
@@ -893,7 +893,7 @@ def absent(module: AnsibleModule) -> dict:
             for attribute, value in attributes.items():
                 files.set(name, attribute, value)
         for entry in record["lines"]:
-            files.lines[entry["path"]].append(entry["line"])
+            files.lines[os.path.basename(entry["path"])].append(entry["line"])
         files.save()
     finally:
         files.close()
