@@ -119,13 +119,14 @@ def parse_key(line: str) -> dict | None:
     first = line.split(None, 1)[0]
     if not re.fullmatch(r"(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+", first):
         quoted = end = 0
-        for end, letter in enumerate(line):  # noqa: B007  the place where the options end is needed
+        for end, letter in enumerate(line):
             if letter == '"' and (end == 0 or line[end - 1] != "\\"):
                 quoted = not quoted
             elif letter in " \t" and not quoted:
                 break
         text, line = line[:end], line[end:].strip()
-        options = sorted({name.lower() for name in re.findall(r"(?:^|,)([A-Za-z0-9-]+)(?==|,|$)", re.sub(r'"(\\.|[^"\\])*"', "", text))})
+        bare = re.sub(r'"(\\.|[^"\\])*"', "", text)
+        options = sorted({name.lower() for name in re.findall(r"(?:^|,)([A-Za-z0-9-]+)(?==|,|$)", bare)})
     parts = line.split(None, 2)
     if len(parts) < 2:
         return None

@@ -94,6 +94,7 @@ method:
   sample: publickey
 """
 
+import contextlib
 import fnmatch
 import glob
 import os
@@ -138,10 +139,8 @@ def ancestors() -> list[dict]:
 def logged(pids: list[int]) -> list[tuple[str, str, str, str, str]]:
     """Return (method, account, address, port, rest) of each login that these processes of sshd logged, oldest first."""
     text = ""
-    try:
+    with contextlib.suppress(CannotObserve):
         text = run(["journalctl", "-q", "-o", "cat", "-n", "2000", *(f"_PID={pid}" for pid in pids)], timeout=5)
-    except CannotObserve:
-        pass
     if "Accepted " not in text:
         try:
             with open(LOGS, "rb") as stream:
@@ -181,7 +180,8 @@ def way_in() -> dict | None:
         found["fingerprint"] = fingerprint.group(0) if fingerprint else ""
     if "account" not in found:
         title = re.match(r"sshd(?:-session)?: ([^@ ]+)", servers[0]["title"])
-        raise CannotObserve(f"this is an SSH connection of {title.group(1) if title else 'somebody'}, from where is neither in its environment nor in the log")
+        name = title.group(1) if title else "somebody"
+        raise CannotObserve(f"this is an SSH connection of {name}, from where is neither in its environment nor in the log")
     return found
 
 
@@ -229,8 +229,8 @@ def loose(path: str, entry: pwd.struct_passwd) -> str:
             return path
         if about.st_mode & stat.S_IWGRP:
             # Debian's sshd lets a group write that has nobody but the user in it.
-            others = [one for one in pwd.getpwall() if about.st_gid in os.getgrouplist(one.pw_name, one.pw_gid) and one.pw_uid != entry.pw_uid]
-            if others:
+            members = [one for one in pwd.getpwall() if about.st_gid in os.getgrouplist(one.pw_name, one.pw_gid)]
+            if any(one.pw_uid != entry.pw_uid for one in members):
                 return path
         if path in (entry.pw_dir.rstrip("/"), "/", ""):
             return ""
@@ -269,8 +269,8 @@ def objections(settings: dict[str, list[str]], way: dict, groups: list[str]) -> 
             (refused if why else usable).append((key, why))
     if not usable:
         why = "; ".join(dict.fromkeys(reason for _key, reasons in refused for reason in reasons))
-        what = f"its key {fingerprint}" if fingerprint else "none of its keys"
-        said.append(f"{what} {'would not be accepted: ' if fingerprint else 'would be accepted: '}{why or 'there is none in its authorized_keys'}")
+        what = f"its key {fingerprint} would not be accepted" if fingerprint else "none of its keys would be accepted"
+        said.append(f"{what}: {why or 'there is none in its authorized_keys'}")
     return said
 
 
@@ -347,14 +347,14 @@ def main() -> None:
             rest = [name for name in others(settings, members) if name != way["account"]]
             advice = f" Would be admitted and can use sudo: {', '.join(rest)}." if rest else ""
             module.fail_json(
-                msg=f"Refused before anything changed: Ansible came in as {way['account']} from {way['address']} and could not come in "
-                f"again: {'; '.join(said)}.{advice}",
+                msg=f"Refused before anything changed: Ansible came in as {way['account']} from {way['address']} and could not "
+                f"come in again: {'; '.join(said)}.{advice}",
                 **result,
             )
-    except CannotObserve as exc:
-        module.fail_json(msg=f"Refused before anything changed: whether {way['account']} could come in again is unknown: {exc}", **result)
-    except KeyError:
-        module.fail_json(msg=f"Refused before anything changed: account {way['account']} is not known on this host", **result)
+    except (CannotObserve, KeyError) as exc:
+        module.fail_json(
+            msg=f"Refused before anything changed: whether {way['account']} could come in again is unknown: {exc}", **result
+        )
     module.exit_json(**result)
 
 

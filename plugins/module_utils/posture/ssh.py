@@ -53,7 +53,14 @@ OFFERS = {
     "public_key": "pubkeyacceptedalgorithms",
     "ca_signature": "casignaturealgorithms",
 }
-QUERIES = {"ciphers": "cipher", "macs": "mac", "kex": "kex", "host_key": "key-sig", "public_key": "key-sig", "ca_signature": "sig"}
+QUERIES = {
+    "ciphers": "cipher",
+    "macs": "mac",
+    "kex": "kex",
+    "host_key": "key-sig",
+    "public_key": "key-sig",
+    "ca_signature": "sig",
+}
 
 
 def collect() -> dict:
@@ -258,7 +265,8 @@ def shadow() -> dict[str, dict]:
 
 def accounts_of_interest() -> list[pwd.struct_passwd]:
     """Return root, an account without rights, and all who could come in somehow: by shell, password or key."""
-    shells = {line for line in (read("/etc/shells") if os.path.exists("/etc/shells") else "").splitlines() if line.startswith("/")}
+    text = read("/etc/shells") if os.path.exists("/etc/shells") else ""
+    shells = {line for line in text.splitlines() if line.startswith("/")}
     passwords = shadow()
     found = []
     for entry in pwd.getpwall():
@@ -295,9 +303,10 @@ def read_keys(path: str) -> list[dict]:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return []
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        return []
     with os.fdopen(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return []
         text = stream.read(1 << 20).decode("utf-8", "replace")
     return [key for key in map(ssh.parse_key, text.splitlines()) if key]
 
@@ -351,7 +360,7 @@ def connections(people: list[pwd.struct_passwd], texts: list[str], options: list
     lots.sort(key=lambda lot: lot[0].pw_name != NOBODY)
     asked = [(lot, place) for place in places for lot in lots]
     if len(asked) > MOST_CONNECTIONS:
-        raise CannotObserve(f"the Match lines tell {len(asked)} kinds of connection apart, more than {MOST_CONNECTIONS} are not asked for")
+        raise CannotObserve(f"Match lines tell {len(asked)} kinds of connection apart; at most {MOST_CONNECTIONS} are asked for")
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda one: ask(options, one[0][0].pw_name, *one[1]), asked))
     found = []
