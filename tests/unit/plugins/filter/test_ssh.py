@@ -11,6 +11,7 @@ from ansible_collections.bulwark.hardening.plugins.filter.ssh import (
     ssh_unconfined_transfers,
     ssh_undeclared_forwards,
 )
+from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import violations
 
 FORWARD = {"group": "dba", "open": ["10.0.0.5:5432"], "listen": [], "reason": "query tool"}
 SEEN = {
@@ -86,3 +87,87 @@ def test_machines(change, expected):
 def test_transfers(change, expected):
     petra = {**FEED, "name": "petra", "groups": ["partners"], "forced_command": ["internal-sftp -l INFO"], "chroot": ["/srv/%u"]}
     assert ssh_unconfined_transfers([{**petra, **change}], [{"group": "partners", "directory": "/srv/%u"}]) == expected
+
+
+# --- what the role is told ----------------------------------------------------------------------------------------------
+
+PEER = {"name": "labfeed", "from": ["10.20.0.15/32"], "reason": "results"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"ssh_ciphers": ["aes128-ctr"]}, "may only hold aes256-gcm@openssh.com"),
+        ({"ssh_ciphers": ["aes256-ctr"]}, "MA-11.7"),
+        ({"ssh_ciphers": []}, "at least 1 item"),
+        ({"ssh_ciphers": ["aes256-gcm@openssh.com\nPermitRootLogin yes"]}, "may only hold"),
+        ({"ssh_macs": ["hmac-sha1"]}, "MA-11.4"),
+        ({"ssh_kex_algorithms": ["diffie-hellman-group14-sha1"]}, "MA-11.4"),
+        ({"ssh_host_key_algorithms": ["ssh-rsa"]}, "MA-11.4"),
+        ({"ssh_public_key_algorithms": ["ssh-dss"]}, "MA-11.4"),
+        ({"ssh_rsa_bits_min": 1024}, "at least 2048 bits"),
+        ({"ssh_rsa_bits_min": "many"}, "int"),
+        ({"ssh_allowed_groups": []}, "WTH-7.0-1"),
+        ({"ssh_allowed_groups": ["*"]}, "must match"),
+        ({"ssh_allowed_groups": ["sudo\nPermitRootLogin yes"]}, "must match"),
+        ({"ssh_allowed_groups": ["sudo staff"]}, "must match"),
+        ({"ssh_allowed_groups": ["sudo", "sudo"]}, "repeat"),
+        ({"ssh_group_members": [{"group": "sudo", "members": ["root"]}]}, "must not match"),
+        ({"ssh_group_members": [{"group": "sudo"}]}, "members"),
+        ({"ssh_group_members": {"sudo": ["alice"]}}, "ssh_group_members"),
+        ({"ssh_authentication_methods": ["password"]}, "WTH-7.2.1-12"),
+        ({"ssh_authentication_methods": ["any"]}, "WTH-7.2.1-12"),
+        ({"ssh_authentication_methods": ["publickey", "keyboard-interactive"]}, "WTH-7.2.1-12"),
+        ({"ssh_authentication_methods": ["hostbased,publickey"]}, "must match"),
+        ({"ssh_machine_accounts": [{**PEER, "from": ["0.0.0.0/0"]}]}, "WTH-7.2.1-14"),
+        ({"ssh_machine_accounts": [{**PEER, "from": ["10.20.0.999/32"]}]}, "must match"),
+        ({"ssh_machine_accounts": [{**PEER, "from": ["10.20.0/24"]}]}, "must match"),
+        ({"ssh_machine_accounts": [{**PEER, "from": []}]}, "at least 1 item"),
+        ({"ssh_machine_accounts": [{**PEER, "from": ["::/0"]}]}, "must match"),
+        ({"ssh_machine_accounts": [{**PEER, "name": "*"}]}, "must match"),
+        ({"ssh_machine_accounts": [{**PEER, "name": "root"}]}, "must not match"),
+        ({"ssh_machine_accounts": [{**PEER, "reason": ""}]}, "not be empty"),
+        ({"ssh_machine_accounts": [{**PEER, "command": "true\nMatch all"}]}, "control characters"),
+        ({"ssh_machine_accounts": [{**PEER, "comand": "true"}]}, "comand"),
+        ({"ssh_machine_accounts": [{"name": "labfeed", "from": ["10.20.0.15/32"]}]}, "reason"),
+        ({"ssh_forwards": [{**FORWARD, "open": ["*:*"]}]}, "UMDNJ-C-3"),
+        ({"ssh_forwards": [{**FORWARD, "open": ["any"]}]}, "UMDNJ-C-3"),
+        ({"ssh_forwards": [{**FORWARD, "open": ["10.0.0.5:5432\nX11Forwarding yes"]}]}, "must match"),
+        ({"ssh_forwards": [{**FORWARD, "group": "dba,sudo"}]}, "must match"),
+        ({"ssh_forwards": [{**FORWARD, "agent": True}]}, "agent"),
+        ({"ssh_sftp_enabled": "perhaps"}, "bool"),
+        ({"ssh_sftp_only": [{"group": "partners", "directory": "srv/%u"}]}, "must match"),
+        ({"ssh_sftp_only": [{"group": "partners", "directory": "/srv/../%u"}]}, "must not match"),
+        ({"ssh_sftp_only": [{"group": "partners", "directory": "/srv/a b"}]}, "must match"),
+        ({"ssh_startups_max": "10"}, "must match"),
+        ({"ssh_startups_max": "10:30:9999"}, "must match"),
+        ({"ssh_startups_per_source_max": 1000}, "at most 60"),
+        ({"ssh_login_grace_seconds": 0}, "at least 10"),
+        ({"ssh_login_grace_seconds": 3600}, "at most 120"),
+        ({"ssh_auth_tries_max": 6}, "at most 5"),
+        ({"ssh_sessions_max": 0}, "at least 2"),
+        ({"ssh_penalty_exempt_addresses": ["0.0.0.0/0"]}, "must match"),
+        ({"ssh_permit_root_login": True}, "unknown variable"),
+        ({"ssh_state": "gone"}, "one of"),
+    ],
+)
+def test_what_the_role_refuses(variables, expected):
+    said = violations("ssh", variables)
+    assert said and expected in " ".join(said), said
+    assert next(iter(variables)) in said[0]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"ssh_ciphers": ["aes256-gcm@openssh.com"]},
+        {"ssh_authentication_methods": ["publickey,keyboard-interactive:pam", "publickey,publickey"]},
+        {"ssh_machine_accounts": [{**PEER, "from": ["10.0.0.0/8", "192.0.2.255/32", "2001:db8::/32"], "command": "cat"}]},
+        {"ssh_forwards": [{**FORWARD, "listen": ["8080", "127.0.0.1:8081"]}]},
+        {"ssh_sftp_only": [{"group": "partners", "directory": "/srv/partners/%u"}, {"group": "labs"}]},
+        {"ssh_penalty_exempt_addresses": ["10.8.0.0/24"]},
+        {"ssh_public_key_algorithms": ["ssh-ed25519", "ecdsa-sha2-nistp384"], "ssh_rsa_bits_min": 2048},
+    ],
+)
+def test_what_the_role_takes(variables):
+    assert violations("ssh", variables) == []
