@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 
-# The two addresses the collector stands at for "from somewhere else" (RFC 5737, RFC 3849).
-SYSTEM_UIDS = range(1, 1000)
+SYSTEM_UIDS = range(1, 1000)  # login.defs of Debian; root is no system account here
 
 
 def ssh_undeclared_forwards(forwarding: list[dict], declared: list[dict]) -> list[str]:

@@ -534,11 +534,11 @@ def test_the_log_names_account_address_and_key(host, target, alice, tmp_path):
 
 def test_a_change_is_in_force_at_once(host, target, alice, tmp_path):
     """And a session that is open meanwhile is not cut."""
-    long = subprocess.Popen([*alice.ssh_argv(), "sleep 25; echo still there"], stdout=subprocess.PIPE, text=True)
+    long = subprocess.Popen([*alice.ssh_argv(), "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with role(target, ssh_auth_tries_max=2):
         assert tries(target, alice, tmp_path) == 2
     assert tries(target, alice, tmp_path) == 4
-    assert long.communicate(timeout=60)[0] == "still there\n"
+    assert long.communicate("still there\n", timeout=30)[0] == "still there\n"
 
 
 def test_behind_a_socket_it_is_the_same(host, target, alice, tmp_path):
