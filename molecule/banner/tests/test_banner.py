@@ -225,7 +225,8 @@ def test_literal_is_shown_byte_for_byte_also_on_a_waiting_console(host, target):
 def test_hostile_or_lax_text_is_refused_before_anything_changes(host, target, name, value):
     """Escape sequences, invisible characters, smuggled lines and missing warnings never reach the host."""
     before = host.check_output("sha256sum /etc/ssh/bulwark-banner /etc/motd.d/00-bulwark /etc/issue.d/00-bulwark.issue")
-    with pytest.raises(pytest.fail.Exception, match=rf"(Refused before anything changed|Validation of arguments failed)[^$]*{name}"):
+    refusal = rf"(Refused before anything changed|Validation of arguments failed)[^$]*{name}"
+    with pytest.raises(pytest.fail.Exception, match=refusal):
         target.reapply(**{name: value})
     assert host.check_output("sha256sum /etc/ssh/bulwark-banner /etc/motd.d/00-bulwark /etc/issue.d/00-bulwark.issue") == before
 

@@ -289,7 +289,10 @@ def test_late_jump_of_all_sources_is_not_followed(clock, host):
         ({"time_sync_sources": [{"name": "a.example\nallow all"}, {"name": "b.example"}]}, "time_sync_sources"),
         ({"time_sync_authentication": "mix"}, "MA-12.1"),
         ({"time_sync_minpoll": 2}, "MA-12.2"),
-        ({"time_sync_trust_anchors": ["-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"]}, "time_sync_trust_anchors"),
+        (
+            {"time_sync_trust_anchors": ["-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"]},
+            "time_sync_trust_anchors",
+        ),
         ({"time_sync_keys": [{"id": 1, "type": "MD5", "secret": SECRET}]}, "time_sync_keys"),
     ],
 )

@@ -32,12 +32,15 @@ RECORD = "/var/lib/bulwark/time_sync/replaced"  # packages that kept the time be
 def collect() -> dict:
     """Return how the clock is kept.
 
-    ``clock_settable``. ``chrony``: ``installed``, ``enabled``, ``active``, ``arguments`` (of the running daemon, else of the unit), ``config_file``.
-    ``other_daemons``: units (enabled or active) and processes. ``packages``: time daemons that
-    are installed. ``replaced``: those that were before the role came; None unless it did. ``sources``: list of {kind, name, auth (nts, key or ""), options}.
-    ``directives``: the rest of the configuration, {name: arguments}; of a repeated one, the last. ``files``: {path,
-    owner, group, mode, secret}. ``listening``: addresses open on the ports of a time server. ``tracking``: {stratum,
-    offset_seconds, leap, source, source_auth}, only while chronyd runs.
+    clock_settable   bool
+    packages         time daemons that are installed; replaced: those that were before the role came, None unless it did
+    other_daemons    units (enabled or active) and processes of daemons other than chrony
+    chrony           installed, enabled, active, arguments (of the running daemon, else of the unit), config_file
+    sources          list of {kind, name, auth (nts, key or ""), options}
+    directives       the rest of the configuration, {name: arguments}; of a repeated one, the last
+    files            list of {path, owner, group, mode, secret}
+    listening        addresses open on the ports of a time server
+    tracking         {stratum, offset_seconds, leap, source, source_auth}, only while chronyd runs
     """
     settable = clock_settable(read("/proc/1/status"), read("/proc/self/uid_map"))
     units = blocks(run(["systemctl", "show", "-p", "Id,ActiveState,UnitFileState,MainPID,ExecStart,EnvironmentFiles,Environment",
@@ -45,7 +48,7 @@ def collect() -> dict:
     data: dict = {
         "unobserved": {},
         "clock_settable": settable,
-        "packages": [name for name in installed(run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\\n"])) if name in PACKAGES],
+        "packages": installed(run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\\n"])),
         "replaced": read(RECORD).split() if os.path.exists(RECORD) else None,
         "other_daemons": sorted({
             *(unit["Id"] for unit in units[1:] if in_use(unit)),
@@ -55,8 +58,11 @@ def collect() -> dict:
         "sources": [],
         "directives": {},
         "files": [],
-        "listening": listeners(run(["ss", "-H", "-u", "-l", "-n"])),
     }  # fmt: skip
+    try:
+        data["listening"] = listeners(run(["ss", "-H", "-u", "-l", "-n"]))
+    except CannotObserve as exc:
+        data["unobserved"]["listening"] = str(exc)
     if not data["chrony"]["installed"]:
         return data
     running = units[0].get("MainPID", "0")
@@ -117,8 +123,9 @@ def in_use(unit: dict[str, str]) -> bool:
 
 
 def installed(output: str) -> list[str]:
-    """Return the names of the installed packages from dpkg-query."""
-    return [line.split()[0] for line in output.splitlines() if line.endswith(" installed")]
+    """Return which packages that keep the time are installed, from dpkg-query."""
+    names = [line.split()[0] for line in output.splitlines() if line.endswith(" installed")]
+    return [name for name in names if name in PACKAGES]
 
 
 def running_names() -> set[str]:
@@ -192,8 +199,8 @@ def parsed(config: str) -> tuple[list[dict], dict[str, str]]:
 
 def files(config: str, keyfile: str) -> list[dict]:
     """Return owner, group and mode of what decides how the clock is kept; what does not exist is left out."""
-    paths = [os.path.dirname(config), config, keyfile, "/var/lib/chrony", *sorted(glob.glob("/etc/systemd/system/chrony.service.d/*"))]
-    paths += sorted(glob.glob("/etc/chrony.bulwark.*"))
+    paths = [os.path.dirname(config), config, keyfile, "/var/lib/chrony"]
+    paths += sorted(glob.glob("/etc/chrony.bulwark.*") + glob.glob("/etc/systemd/system/chrony.service.d/*"))
     return [owned(path, path == keyfile) for path in dict.fromkeys(paths) if path and os.path.exists(path)]
 
 
