@@ -53,6 +53,7 @@ def lint_stages() -> list[Stage]:
     """Return the stages that need neither a host nor the network."""
     documentation = ["antsibull-docs", "lint-collection-docs", "--plugin-docs", "--skip-rstcheck"]
     return [
+        Stage("unit", ["pytest", "-q", "tests/unit"]),
         Stage("lint ansible", ["ansible-lint", "--offline", "-q"]),
         Stage("lint yaml", ["yamllint", "."]),
         Stage("lint python", ["ruff", "check", "."]),
@@ -66,13 +67,12 @@ def lint_stages() -> list[Stage]:
             Stage(f"inventory {name}", ["ansible-playbook", "-i", f"inventories/{name}", "--tags=always", "playbooks/site.yml"])
             for name in ("example", "lab")
         ),
-        Stage("unit", ["pytest", "-q", "tests/unit"]),
     ]
 
 
 def host_stages() -> list[Stage]:
     """Return the stages that take minutes, the longest first: hosts, browsers, the built artefact."""
-    scenarios = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml") if path.parent.name != "default")
+    scenarios = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
     return [
         Stage("core 2.21", ["pytest", "-q", "tests/lab/test_core_2_21.py"]),
         *(Stage(f"molecule {name}", ["molecule", "test", "-s", name]) for name in scenarios),
