@@ -285,23 +285,15 @@ def test_late_jump_of_all_sources_is_not_followed(clock, host):
     [
         ({"time_sync_sources": [{"name": "a.example", "nts": False}, {"name": "b.example"}]}, "MA-12.1"),
         ({"time_sync_sources": [{"name": "a.example", "key": 3}, {"name": "b.example"}]}, "a.example"),
-        ({"time_sync_sources": [{"name": "a.example"}]}, "at least 2"),
         ({"time_sync_sources": [{"name": "a.example\nallow all"}, {"name": "b.example"}]}, "time_sync_sources"),
         ({"time_sync_authentication": "mix"}, "MA-12.1"),
-        ({"time_sync_minpoll": 2}, "MA-12.2"),
-        (
-            {"time_sync_trust_anchors": ["-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"]},
-            "time_sync_trust_anchors",
-        ),
-        ({"time_sync_keys": [{"id": 1, "type": "MD5", "secret": SECRET}]}, "time_sync_keys"),
     ],
 )
 def test_lax_or_hostile_input_is_refused_before_anything_changes(host, target, variables, said):
-    """What would weaken the clock or smuggle a line into its configuration never reaches the host."""
+    """What would weaken the clock or smuggle a line into its configuration never reaches the host (more: the unit tests)."""
     before = host.check_output("sha256sum /etc/chrony.bulwark.*")
-    with pytest.raises(pytest.fail.Exception, match=said) as refused:
+    with pytest.raises(pytest.fail.Exception, match=said):
         target.reapply(**variables)
-    assert SECRET not in str(refused.value).partition(":\n")[2]
     assert host.check_output("sha256sum /etc/chrony.bulwark.*") == before
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture import banner
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve
+from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import violations
 
 FIXTURES = Path(__file__).parent / "fixtures" / "banner"
 RELEASES = ("debian12", "debian13")
@@ -131,3 +132,63 @@ def test_agetty_that_fails_is_not_taken_for_silence(monkeypatch):
     monkeypatch.setattr(banner.subprocess, "run", missing)
     with pytest.raises(CannotObserve, match="agetty"):
         banner.issue("")
+
+
+# --- what the role is told --------------------------------------------------------------------------------------------
+
+TOPICS = {
+    "sensitive_data": "This system may hold sensitive information.",
+    "audit_logging": "Access is logged, and the records may be examined.",
+    "sanctions": "Misuse is sanctioned.",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"banner_owner": "Example Clinic\nPermitRootLogin yes"}, "without control characters"),
+        ({"banner_owner": "Example \x1b[31mClinic"}, "without control characters"),
+        ({"banner_owner": "\u202egnp.cinilC"}, "without control characters"),
+        ({"banner_owner": "x" * 121}, "at most 120"),
+        ({"banner_owner_url": "clinic.example"}, "must match"),
+        ({"banner_owner_url": "javascript:alert(1)"}, "must match"),
+        ({"banner_owner_url": "https://clinic.example/\nBanner none"}, "must match"),
+        ({"banner_policies_url": "https://clinic.example/a policy"}, "must match"),
+        ({"banner_policies_url": "file:///etc/shadow"}, "must match"),
+        ({"banner_policies_url": "https://" + "a" * 200}, "must match"),
+        ({"banner_text": ""}, "must not be empty"),
+        ({"banner_text": "Cleared \x1b[2J"}, "control characters"),
+        ({"banner_text": "One\rTwo"}, "control characters"),
+        ({"banner_text": "Bell \x07"}, "control characters"),
+        ({"banner_text": "C1 \x9b2J"}, "control characters"),
+        ({"banner_text": "Tab\there"}, "must not match"),
+        ({"banner_text": "Zero width \u200b space"}, "must not match"),
+        ({"banner_text": "Reversed \u202e text"}, "control characters"),
+        ({"banner_text": "a" * 2001}, "at most 2000"),
+        ({"banner_topics": {}}, "UMDNJ-A-1e"),
+        ({"banner_topics": {key: TOPICS[key] for key in ("sensitive_data", "sanctions")}}, "audit_logging"),
+        ({"banner_topics": {**TOPICS, "sanctions": ""}}, "UMDNJ-A-1e"),
+        ({"banner_topics": {**TOPICS, "sanctions": "-"}}, "UMDNJ-A-1e"),
+        ({"banner_topics": {**TOPICS, "sanctions": "Misuse is\nnot sanctioned at all."}}, "UMDNJ-A-1e"),
+        ({"banner_topics": {**TOPICS, "sanction": "Misuse is sanctioned."}}, "sanction"),
+        ({"banner_topics": list(TOPICS.values())}, "UMDNJ-A-1e"),
+        ({"banner_state": "off"}, "one of"),
+        ({"banner_txt": "Misspelt"}, "unknown variable"),
+    ],
+)
+def test_what_the_role_refuses(variables, expected):
+    said = violations("banner", variables)
+    assert said and expected in " ".join(said), said
+    assert next(iter(variables)) in said[0]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"banner_owner": "Klinik Zürich & Söhne", "banner_owner_url": "http://10.0.0.5:8080/x?y=1#z", "banner_policies_url": ""},
+        {"banner_text": "Two lines,\n  with \\n, %s, $(id) and `id`, https://a.example https://b.example\n"},
+        {"banner_topics": {**TOPICS, "sanctions": "Missbrauch wird geahndet."}},
+    ],
+)
+def test_what_the_role_takes(variables):
+    assert violations("banner", variables) == []

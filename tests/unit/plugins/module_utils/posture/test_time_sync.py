@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture import time_sync
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve
+from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import violations
 
 FIXTURES = Path(__file__).parent / "fixtures" / "time_sync"
 RELEASES = ("debian12", "debian13")
@@ -140,3 +141,70 @@ def test_owner_and_mode_of_a_file(tmp_path):
     path.chmod(0o640)
     seen = time_sync.owned(str(path), True)
     assert (seen["mode"], seen["secret"]) == ("0640", True)
+
+
+# --- what the role is told --------------------------------------------------------------------------------------------
+
+A, B = {"name": "a.example"}, {"name": "b.example"}
+SECRET = "00112233445566778899aabbccddeeff"
+KEY = {"id": 1, "type": "AES128", "secret": SECRET}
+PEM = "-----BEGIN CERTIFICATE-----\nMIIB+w==\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"time_sync_sources": []}, "at least 2 item"),
+        ({"time_sync_sources": [A]}, "at least 2 item"),
+        ({"time_sync_sources": [A, A]}, "repeat"),
+        ({"time_sync_sources": "a.example"}, "time_sync_sources"),
+        ({"time_sync_sources": [A, {"name": "b.example\nallow all"}]}, "must match"),
+        ({"time_sync_sources": [A, {"name": "b.example iburst"}]}, "must match"),
+        ({"time_sync_sources": [A, {"name": "-x"}]}, "must match"),
+        ({"time_sync_sources": [A, {"name": ""}]}, "must match"),
+        ({"time_sync_sources": [A, {"host": "b.example"}]}, "host"),
+        ({"time_sync_sources": [A, {**B, "port": 0}]}, "at least 1"),
+        ({"time_sync_sources": [A, {**B, "ntsport": 70000}]}, "at most 65535"),
+        ({"time_sync_sources": [A, {**B, "key": 0}]}, "at least 1"),
+        ({"time_sync_sources": [A, {**B, "nts": "perhaps"}]}, "time_sync_sources"),
+        ({"time_sync_agreeing_sources": 0}, "at least 1"),
+        ({"time_sync_authentication": "mix"}, "MA-12.1"),
+        ({"time_sync_authentication": "ignore"}, "MA-12.1"),
+        ({"time_sync_authentication": "require\nallow"}, "time_sync_authentication"),
+        ({"time_sync_trust_anchors": ["/etc/ssl/ca.pem"]}, "must match"),
+        ({"time_sync_trust_anchors": ["-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"]}, "must match"),
+        ({"time_sync_trust_anchors": [PEM + "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"]}, "must match"),
+        ({"time_sync_keys": [{**KEY, "type": "MD5"}]}, "time_sync_keys"),
+        ({"time_sync_keys": [{**KEY, "secret": "short"}]}, "time_sync_keys"),
+        ({"time_sync_keys": [{**KEY, "secret": f"{SECRET}\nallow"}]}, "time_sync_keys"),
+        ({"time_sync_keys": [{**KEY, "id": -1}]}, "time_sync_keys"),
+        ({"time_sync_keys": [{"id": 1, "secret": SECRET}]}, "time_sync_keys"),
+        ({"time_sync_max_offset_seconds": 3600}, "at most 60 seconds"),
+        ({"time_sync_max_offset_seconds": 0}, "at least 0.001"),
+        ({"time_sync_max_offset_seconds": "soon"}, "float"),
+        ({"time_sync_max_change_seconds": 0}, "at least 1"),
+        ({"time_sync_max_distance_seconds": 16}, "at most 3"),
+        ({"time_sync_minpoll": 4}, "MA-12.2"),
+        ({"time_sync_maxpoll": 17}, "MA-12.2"),
+        ({"time_sync_state": "disabled"}, "one of"),
+        ({"time_sync_servers": ["a.example"]}, "unknown variable"),
+    ],
+)
+def test_what_the_role_refuses(variables, expected):
+    said = violations("time_sync", variables)
+    assert said and expected in " ".join(said), said
+    assert next(iter(variables)) in said[0]
+    assert SECRET not in " ".join(said)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"time_sync_sources": [{**A, "port": 11123, "ntsport": 14460}, {"name": "192.0.2.1", "key": 1}, {"name": "2001:db8::1"}]},
+        {"time_sync_trust_anchors": [PEM, PEM + PEM], "time_sync_trust_system_anchors": True},
+        {"time_sync_keys": [KEY, {"id": 2, "type": "SHA512", "secret": SECRET * 2}]},
+        {"time_sync_minpoll": 7, "time_sync_maxpoll": 9, "time_sync_max_offset_seconds": 0.1},
+    ],
+)
+def test_what_the_role_takes(variables):
+    assert violations("time_sync", variables) == []
