@@ -31,22 +31,21 @@ name, password = sys.argv[1:3]
 pid, fd = pty.fork()
 if pid == 0:
     os.execv("/bin/login", ["login", name])
-said, sent, asked, end = b"", False, False, time.time() + 20
-while time.time() < end:
-    if select.select([fd], [], [], 0.5)[0]:
+said, sent, end = b"", False, time.time() + 20
+while time.time() < end and ("in-as-" + name).encode() not in said and b"incorrect" not in said:
+    if select.select([fd], [], [], 1)[0]:
         try:
             data = os.read(fd, 4096)
         except OSError:
             break
         said += data
-        if not data or b"incorrect" in said:
+        if not data:
             break
         if not sent and b"assword:" in said:
             os.write(fd, password.encode() + b"\n")
             sent = True
-    elif sent and not asked:
-        os.write(fd, b"echo in-as-$(id -un); exit\n")
-        asked = True
+    elif sent:  # quiet: at a prompt, or not there yet (then what is typed is lost, and typed again)
+        os.write(fd, b"echo in-as-$(id -un)\n")
 print(said.decode(errors="replace"))
 os.kill(pid, 9)
 """
