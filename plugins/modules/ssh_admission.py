@@ -240,6 +240,8 @@ def loose(path: str, entry: pwd.struct_passwd) -> str:
 def objections(settings: dict[str, list[str]], way: dict, groups: list[str]) -> list[str]:
     """Return everything that would keep the account out, one sentence each."""
     entry, method, fingerprint = pwd.getpwnam(way["account"]), way["method"], way["fingerprint"]
+    if entry.pw_uid == 0 and settings.get("permitrootlogin", ["yes"])[0] != "yes":
+        return ["root may not log in (ansible_user)"]  # nothing else about root matters then
     said = []
     for setting, why in ssh.refusals(settings, entry.pw_name, entry.pw_uid, groups, way["address"]):
         if setting == "allowgroups":
@@ -274,14 +276,17 @@ def objections(settings: dict[str, list[str]], way: dict, groups: list[str]) -> 
     return said
 
 
-def others(settings: dict[str, list[str]], members: list[dict]) -> list[str]:
-    """Return the accounts with a key and sudo that would be admitted, to name a way out."""
+def others(options: list[str], way: dict, members: list[dict]) -> list[str]:
+    """Return the accounts with a key and sudo that would be admitted from the same address, to name a way out."""
     found = []
     for entry in seen.accounts_of_interest():
         groups = groups_with(entry, members)
+        if not entry.pw_uid or "sudo" not in groups or entry.pw_name == way["account"]:
+            continue
+        settings = seen.ask(options, entry.pw_name, way["address"], "client.invalid", way["laddr"], way["lport"])
         keys = [key for path in seen.key_files(settings, entry) for key in seen.read_keys(path)]
         good = [key for key in keys if not ssh.key_refusals(settings, key)]
-        if entry.pw_uid and "sudo" in groups and good and not ssh.refusals(settings, entry.pw_name, entry.pw_uid, groups, ""):
+        if good and not ssh.refusals(settings, entry.pw_name, entry.pw_uid, groups, way["address"]):
             found.append(entry.pw_name)
     return found
 
@@ -341,11 +346,10 @@ def main() -> None:
             else:
                 options = ["-f", staged, *options]
             settings = seen.ask(options, way["account"], way["address"], "client.invalid", way["laddr"], way["lport"])
-        entry = pwd.getpwnam(way["account"])
-        said = objections(settings, way, groups_with(entry, members))
+            said = objections(settings, way, groups_with(pwd.getpwnam(way["account"]), members))
+            rest = others(options, way, members) if said else []
         if said:
-            rest = [name for name in others(settings, members) if name != way["account"]]
-            advice = f" Would be admitted and can use sudo: {', '.join(rest)}." if rest else ""
+            advice = f" Would be let in and is in group sudo: {', '.join(rest)}." if rest else ""
             module.fail_json(
                 msg=f"Refused before anything changed: Ansible came in as {way['account']} from {way['address']} and could not "
                 f"come in again: {'; '.join(said)}.{advice}",
