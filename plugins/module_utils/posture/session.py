@@ -107,18 +107,52 @@ def sshd_timeouts(output: str) -> dict[str, int]:
 
 def ssh_exceptions(path: str = "/etc/ssh/sshd_config") -> list[str]:
     """Return, as "file:line: text", the lines of Match blocks that set either timeout for somebody. Raises CannotObserve."""
-    found, within = [], False
+    return exceptions_in(config_lines(path))
+
+
+def config_lines(path: str) -> list[tuple[str, int, str]]:
+    """Return the (file, number, text) of the lines of sshd's configuration in the order sshd reads them.
+
+    A file ends its last Match block, so each included file is followed by a line that says so. Raises CannotObserve.
+    """
+    found = []
     for number, line in enumerate(read(path).splitlines(), 1):
-        words = line.strip().replace("=", " ", 1).split()
-        keyword = words[0].lower() if words else ""
-        if keyword == "match":
-            within = [word.lower() for word in words[1:]] != ["all"]
-        elif keyword == "include":
-            for pattern in words[1:]:
+        keyword, patterns = words(line)
+        if keyword == "include":
+            for pattern in patterns:
                 for included in sorted(glob.glob(os.path.join("/etc/ssh", pattern.strip('"')))):
-                    found += ssh_exceptions(included)
-        elif within and keyword in ("channeltimeout", "unusedconnectiontimeout"):
-            found.append(f"{path}:{number}: {line.strip()}")
+                    found += [*config_lines(included), (included, 0, "Match back")]
+        else:
+            found.append((path, number, line))
+    return found
+
+
+def words(line: str) -> tuple[str, list[str]]:
+    """Return the keyword of a line of sshd's configuration, in lower case, and its arguments."""
+    parts = re.sub(r"^(\s*\w+)\s*=", r"\1 ", line).split() or [""]
+    return parts[0].lower(), parts[1:]
+
+
+def exceptions_in(lines: list[tuple[str, int, str]]) -> list[str]:
+    """Return, as "file:line: text", what Match blocks exempt somebody with.
+
+    The first Match block that applies sets a keyword, so one for all makes every later one void. Only
+    ``UnusedConnectionTimeout none`` wins wherever it stands, even in a block that applies to nobody (OpenSSH 9.2 and 10.0).
+    """
+    found, settled, block = [], set(), None
+    for path, number, line in lines:
+        keyword, arguments = words(line)
+        if keyword == "match":
+            if number == 0:
+                block = None
+            else:
+                block = "all" if [argument.lower() for argument in arguments] == ["all"] else "some"
+        elif block and keyword in ("channeltimeout", "unusedconnectiontimeout"):
+            lifted = keyword == "unusedconnectiontimeout" and arguments[:1] == ["none"]
+            if block == "all" and not lifted:
+                settled.add(keyword)
+            elif lifted or keyword not in settled:
+                found.append(f"{path}:{number}: {line.strip()}")
     return found
 
 

@@ -8,14 +8,14 @@
 The kernel moves a terminal's access time when a program reads what somebody typed, and leaves it alone when a program
 prints. So top, sleep, tail -f, another shell or a clock in tmux hide nobody, and logind need not know the terminal.
 
-Judged are the terminals people log in on: pseudo-terminals of sshd and its like, and consoles with a login on them.
+Judged are the terminals people log in on: those whose session sshd or its like, or login, started, and consoles.
 Never judged, because nobody sits there or somebody else judges it: commands without a terminal (Ansible), services,
 containers' terminals, the panes of tmux and screen (the terminal they are shown on is judged), terminals of apt, expect
 or script, and graphical sessions (the desktop's lock judges those).
 
 Idle time is counted on the clock that runs since boot, from when a run last saw the access time move. A wall clock that
 is set, forward or backward, therefore logs nobody off. A change that came with a changed status-change time was made by
-`touch` (or mesg, or the login itself), not by the keyboard, and does not count.
+`touch` (or mesg, or the login itself), not by the keyboard, and does not count. What was typed but not read yet does.
 """
 
 from __future__ import annotations
@@ -28,31 +28,42 @@ import os
 import pwd
 import re
 import signal
-import stat
 import sys
+import termios
 import time
 from collections import namedtuple
 
-# Programs that hold the far end of a terminal on which somebody logged in from elsewhere.
+# Programs that start the shell of somebody who logs in from elsewhere.
 TERMINAL_SERVERS = {
     "sshd", "sshd-session", "dropbear", "mosh-server", "in.telnetd", "telnetd", "ttyd", "shellinaboxd", "cockpit-bridge",
 }  # fmt: skip
 # What runs on a console as long as nobody is logged in there.
-GREETERS = {"agetty", "getty", "mingetty", "login"}
+GREETERS = {"agetty", "getty", "mingetty", "(agetty)", "login"}
 DEV_TTY = os.makedev(5, 0)
 KDGETMODE, KD_GRAPHICS = 0x4B3B, 1
 
 # One row of /proc/PID/stat; terminal is the device number of the controlling terminal, started is in clock ticks after boot
-Process = namedtuple("Process", "pid parent group session terminal foreground started")
-# Device path, and the processes whose controlling terminal it is, the session's leader among them
+Process = namedtuple("Process", "pid name parent group session terminal foreground started")
+# Device number and path, the processes whose controlling terminal it is, and the first of them, with which all of them end
 Terminal = namedtuple("Terminal", "device path leader processes")
+
+
+def read(path: str) -> str:
+    """Return the text of a file below /proc or /sys, empty if it is gone."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""
 
 
 def parse_stat(text: str) -> Process:
     """Return a process from the text of /proc/PID/stat. The program's name may hold spaces and brackets."""
-    pid, rest = int(text.split(" ", 1)[0]), text.rsplit(")", 1)[1].split()
+    before, after = text.rsplit(")", 1)
+    pid, name = before.split(" (", 1)
+    rest = after.split()
     parent, group, session, terminal, foreground = map(int, rest[1:6])
-    return Process(pid, parent, group, session, terminal, foreground, int(rest[19]))
+    return Process(int(pid), name, parent, group, session, terminal, foreground, int(rest[19]))
 
 
 def split_device(terminal: int) -> tuple[int, int]:
@@ -65,23 +76,33 @@ def device_path(terminal: int) -> str | None:
     major, minor = split_device(terminal)
     if 136 <= major <= 143:
         return f"/dev/pts/{minor + (major - 136) * 256}"
-    with contextlib.suppress(OSError), open(f"/sys/dev/char/{major}:{minor}/uevent", encoding="ascii") as stream:
-        found = re.search(r"^DEVNAME=(.+)$", stream.read(), re.MULTILINE)
-        return f"/dev/{found.group(1)}" if found else None
-    return f"/dev/tty{minor}" if major == 4 and minor < 64 else None
+    found = re.search(r"^DEVNAME=(.+)$", read(f"/sys/dev/char/{major}:{minor}/uevent"), re.MULTILINE)
+    return f"/dev/{found.group(1)}" if found else None
+
+
+def in_a_container(status: str) -> bool:
+    """Return whether a process belongs to a container below us, from the text of /proc/PID/status: it has a number there too."""
+    numbers = re.search(r"^NSpid:(.*)$", status, re.MULTILINE)
+    return bool(numbers) and len(numbers.group(1).split()) > 1
 
 
 def processes() -> list[Process]:
-    """Return every process we can see."""
+    """Return every process we can see, but those on terminals of containers, which are others than ours of the same number."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-            found.append(parse_stat(stream.read()))
+        text = read(f"/proc/{pid}/stat")
+        if text:
+            process = parse_stat(text)
+            if not process.terminal or not in_a_container(read(f"/proc/{pid}/status")):
+                found.append(process)
     return found
 
 
 def terminals(everything: list[Process]) -> list[Terminal]:
-    """Return the terminals that control a session, each with that session's processes."""
+    """Return the terminals that control a session, each with that session's processes.
+
+    The first process is the session's leader; but login on Debian 12 stays that itself, there it is the shell it started.
+    """
     by_device: dict[int, list[Process]] = {}
     for process in everything:
         if process.terminal:
@@ -90,6 +111,8 @@ def terminals(everything: list[Process]) -> list[Terminal]:
     for device, members in by_device.items():
         path = device_path(device)
         leader = next((process for process in members if process.pid == process.session), None)
+        if leader and leader.name == "login":
+            leader = next((process for process in members if process.parent == leader.pid), leader)
         if path and leader:
             found.append(Terminal(device, path, leader, members))
     return found
@@ -101,88 +124,62 @@ def key(terminal: Terminal) -> str:
 
 
 def note_input(before: dict | None, seen: dict, now: float, wall: float, looked: float | None) -> dict:
-    """Return what is remembered of a terminal: its times, and since when (seconds after boot) it had no input.
+    """Return what is remembered of a terminal: what was seen, and since when (seconds after boot) it had no input.
 
-    ``before`` is what the last run remembered, ``seen`` has the present ``atime`` and ``ctime``, ``looked`` is when the last
-    run looked (None: never). The wall clock only tells where between two looks the input came.
+    ``before`` is what the last run remembered, ``seen`` has the present ``atime``, ``ctime`` and ``queued`` (characters typed
+    that no program has read yet), ``looked`` is when the last run looked (None: never). The wall clock only tells where
+    between two looks the input came.
     """
     elapsed = now - looked if looked is not None else 0.0
     if before is None or (seen["atime"] != before["atime"] and seen["ctime"] == before["ctime"]):
         return {**seen, "since": now - min(max(wall - seen["atime"], 0.0), elapsed), "warned": False}
+    if seen["queued"] > before["queued"]:
+        return {**seen, "since": now, "warned": False}
     return {**seen, "since": before["since"], "warned": before["warned"]}
 
 
-def program(pid: int) -> str:
-    """Return the name of the program file a process runs, or an empty string if it is gone."""
-    try:
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
-    except OSError:
-        return ""
-
-
-def in_our_house(pid: int) -> bool:
-    """Return whether a process is in our own process namespace, not in a container's."""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return False
-
-
-def holders(everything: list[Process]) -> dict[str, list[Process]]:
-    """Return, by path of a pseudo-terminal, the processes that hold its far end."""
-    found: dict[str, list[Process]] = {}
-    for process in everything:
-        with contextlib.suppress(OSError):
-            for number in os.listdir(f"/proc/{process.pid}/fd"):
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{process.pid}/fd/{number}") not in ("/dev/ptmx", "/dev/pts/ptmx"):
-                        continue
-                    with open(f"/proc/{process.pid}/fdinfo/{number}", encoding="ascii") as stream:
-                        index = re.search(r"^tty-index:\s*(\d+)", stream.read(), re.MULTILINE)
-                    if index and in_our_house(process.pid):
-                        found.setdefault(f"/dev/pts/{index.group(1)}", []).append(process)
-    return found
-
-
-def shows_graphics(path: str) -> bool:
-    """Return whether a virtual console is in graphics mode: then its keys are not read through it."""
+def ask(path: str, request: int) -> int | None:
+    """Return what a terminal answers to a request with a number as answer; None if it knows no such request."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError:
-        return False
+        return None
     try:
         answer = bytearray(8)
-        fcntl.ioctl(descriptor, KDGETMODE, answer)
-        return int.from_bytes(answer, sys.byteorder) == KD_GRAPHICS
+        fcntl.ioctl(descriptor, request, answer)
+        return int.from_bytes(answer[:4], sys.byteorder)
     except OSError:
-        return False  # a serial line has no such mode
+        return None
     finally:
         os.close(descriptor)
 
 
-def cgroup(pid: int) -> str:
-    """Return the text of a process's control groups, empty if it is gone."""
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
-            return stream.read()
-    except OSError:
-        return ""
+def queued(path: str) -> int:
+    """Return how many characters wait to be read: somebody who watches a program that reads nothing may press Enter."""
+    return ask(path, termios.FIONREAD) or 0
 
 
-def is_login(terminal: Terminal, far_end: dict[str, list[Process]]) -> bool:
-    """Return whether somebody logged in on a terminal, rather than a program having made it for a program."""
-    if not in_our_house(terminal.leader.pid):
-        return False
-    parent = terminal.leader.parent
+def shows_graphics(path: str) -> bool:
+    """Return whether a virtual console is in graphics mode: then its keys are not read through it."""
+    return ask(path, KDGETMODE) == KD_GRAPHICS
+
+
+def is_login(terminal: Terminal, everything: dict[int, Process]) -> bool:
+    """Return whether somebody logged in on a terminal, rather than a program having made it for a program.
+
+    Who started the session's leader tells: neither the leader nor anything it starts can change that. Names and control
+    groups can be read without the capability to trace processes, which root has not got in every container.
+    """
+    parent = everything.get(terminal.leader.parent)
+    if parent and parent.name in TERMINAL_SERVERS:
+        return True
     with contextlib.suppress(OSError):
-        if program(parent) == "login" and os.stat(f"/proc/{parent}").st_uid == 0:
+        if parent and parent.name == "login" and os.stat(f"/proc/{parent.pid}").st_uid == 0:
             return True
-    if terminal.path.startswith("/dev/pts/"):
-        return any(program(process.pid) in TERMINAL_SERVERS for process in far_end.get(terminal.path, []))
-    if shows_graphics(terminal.path):
+    if terminal.path.startswith("/dev/pts/") or shows_graphics(terminal.path):
         return False
-    people = [process for process in terminal.processes if program(process.pid) not in GREETERS]
-    return any(re.search(r"/user\.slice/|getty[^/\n]*\.service", cgroup(process.pid)) for process in people)
+    people = [process for process in terminal.processes if process.name not in GREETERS]
+    return any(re.search(r"/user\.slice/|getty[^/\n]*\.service", read(f"/proc/{process.pid}/cgroup")) for process in people)
 
 
 def reads_dev_tty(terminal: Terminal) -> bool:
@@ -204,18 +201,17 @@ def old_kernel(release: str) -> bool:
     return bool(found) and (int(found.group(1)), int(found.group(2))) < (6, 6)
 
 
-def shared_idle(terminal: Terminal, idle: dict[str, float], every: list[Terminal], far_end: dict[str, list[Process]]) -> float:
-    """Return the least idle seconds of a terminal and of those shown on it.
+def shared_idle(terminal: Terminal, idle: dict[str, float], every: list[Terminal]) -> float:
+    """Return the least idle seconds of a terminal and of those within it.
 
-    A program such as sudo, su --pty or script reads the keys of its own terminal and passes them on to another one.
+    A program such as sudo, su --pty or script reads the keys of its own terminal and passes them on to one it made.
     """
-    least, open_ones, done = idle[key(terminal)], [terminal], set()
+    least, open_ones, done = idle[key(terminal)], [terminal], {terminal.device}
     while open_ones:
-        here = open_ones.pop()
-        done.add(here.device)
-        pids = {process.pid for process in here.processes}
+        pids = {process.pid for process in open_ones.pop().processes}
         for inner in every:
-            if inner.device not in done and any(holder.pid in pids for holder in far_end.get(inner.path, [])):
+            if inner.device not in done and inner.leader.parent in pids:
+                done.add(inner.device)
                 least = min(least, idle[key(inner)])
                 open_ones.append(inner)
     return least
@@ -242,7 +238,7 @@ def warn(terminal: Terminal, idle: float, limit: int, left: int) -> None:
     text = f"\r\n\a*** No input for {idle // 60:.0f} min: at the limit of {limit // 60} min you are logged off. "
     if limit < 600:
         text = f"\r\n\a*** No input for {idle:.0f} s: at the limit of {limit} s you are logged off. "
-    text += f"Press a key within {left} s to stay. ***\r\n"
+    text += f"Press Enter within {left} s to stay. ***\r\n"
     with contextlib.suppress(OSError):
         descriptor = os.open(terminal.path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
         try:
@@ -253,12 +249,8 @@ def warn(terminal: Terminal, idle: float, limit: int, left: int) -> None:
 
 def still(process: Process) -> bool:
     """Return whether a process is still the one we looked at, not a later one with its number."""
-    try:
-        with open(f"/proc/{process.pid}/stat", encoding="utf-8", errors="replace") as stream:
-            text = stream.read()
-    except OSError:
-        return False
-    return parse_stat(text).started == process.started and text.rsplit(")", 1)[1].split()[0] not in "ZX"
+    text = read(f"/proc/{process.pid}/stat")
+    return bool(text) and parse_stat(text).started == process.started and text.rsplit(")", 1)[1].split()[0] not in "ZX"
 
 
 def send(process: Process, *signals: int) -> None:
@@ -316,8 +308,8 @@ def look(every: list[Terminal], memory: dict, now: float, wall: float) -> dict[s
     for terminal in every:
         with contextlib.suppress(OSError):
             times = os.stat(terminal.path)
-            if stat.S_ISCHR(times.st_mode):
-                seen = {"atime": times.st_atime, "ctime": times.st_ctime}
+            if times.st_rdev == os.makedev(*split_device(terminal.device)):
+                seen = {"atime": times.st_atime, "ctime": times.st_ctime, "queued": queued(terminal.path)}
                 noted[key(terminal)] = note_input(memory["terminals"].get(key(terminal)), seen, now, wall, memory["looked"])
     return noted
 
@@ -344,13 +336,13 @@ def main() -> int:
     first = min(wish.end_after, wish.warn_after or wish.end_after)
     suspects = [terminal for terminal in every if idle[key(terminal)] >= first]
     doomed = []
-    if suspects:  # only now the costly look at who holds what
-        far_end = holders(everything)
+    if suspects:
+        by_pid = {process.pid: process for process in everything}
         for terminal in suspects:
             entry = noted[key(terminal)]
-            if not is_login(terminal, far_end):
+            if not is_login(terminal, by_pid):
                 continue
-            seconds = shared_idle(terminal, idle, every, far_end)
+            seconds = shared_idle(terminal, idle, every)
             if typed_elsewhere and reads_dev_tty(terminal):
                 entry["since"], entry["warned"] = now, False
             elif seconds >= wish.end_after:
@@ -366,7 +358,7 @@ def main() -> int:
             if os.stat(terminal.path).st_atime != entry["atime"]:  # a key was pressed this very moment
                 doomed.remove(terminal)
                 continue
-        shown = f"{name} on {terminal.path[5:]} ({program(terminal.leader.pid)}, pid {terminal.leader.pid})"
+        shown = f"{name} on {terminal.path[5:]} ({terminal.leader.name}, pid {terminal.leader.pid})"
         named[key(terminal)] = shown
         say(5, f"logging off {shown}: no input for {idle[key(terminal)]:.0f} s, limit {wish.limit} s")
     # Remembered before the wait, so that the time of this look is right even if we are stopped meanwhile
