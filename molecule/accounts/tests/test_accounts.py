@@ -36,18 +36,19 @@ while time.time() < end and ("in-as-" + name).encode() not in said and b"incorre
     if select.select([fd], [], [], 1)[0]:
         try:
             data = os.read(fd, 4096)
-        except OSError:
-            break
+        except OSError:  # login hangs the line up once and opens it again (util-linux, Debian 13), or it is over
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                break
+            time.sleep(0.05)
+            continue
         said += data
-        if not data:
-            break
         if not sent and b"assword:" in said:
             os.write(fd, password.encode() + b"\n")
             sent = True
     elif sent:  # quiet: at a prompt, or not there yet (then what is typed is lost, and typed again)
         os.write(fd, b"echo in-as-$(id -un)\n")
 print(said.decode(errors="replace"))
-os.kill(pid, 9)
+os.close(fd)  # hangs the line up
 """
 
 
