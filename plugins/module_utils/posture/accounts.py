@@ -32,7 +32,12 @@ import struct
 import time
 
 from ansible_collections.bulwark.hardening.plugins.module_utils import accounts as rules
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, read, run
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
+    SSHD,
+    CannotObserve,
+    read,
+    sshd_effective,
+)
 
 RECORD = "/var/lib/bulwark/accounts/record.json"
 LOGINS = "/var/lib/bulwark/logins"
@@ -226,10 +231,9 @@ def genuine(program: str) -> bool:
 
 def sshd_settings() -> tuple[list[str], bool | None]:
     """Return (AuthorizedKeysFile patterns, whether sshd uses PAM); sshd's defaults and None where it is not installed."""
-    try:
-        text = run(["sshd", "-T"])
-    except CannotObserve:
+    if not os.path.exists(SSHD):
         return [".ssh/authorized_keys", ".ssh/authorized_keys2"], None
+    text = sshd_effective()
     settings = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
     patterns = settings.get("authorizedkeysfile", "").split()
     return [pattern for pattern in patterns if pattern != "none"], settings.get("usepam") == "yes"

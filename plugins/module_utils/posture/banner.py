@@ -14,9 +14,14 @@ import re
 import socket
 import subprocess
 
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, read, run
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
+    SSHD,
+    CannotObserve,
+    read,
+    run,
+    sshd_effective,
+)
 
-SSHD = "/usr/sbin/sshd"
 UNITS = ("getty@tty1.service", "serial-getty@ttyS0.service", "console-getty.service", "container-getty@0.service")
 MOTD_FILES = ("/etc/motd", "/run/motd", "/usr/lib/motd")  # pam_motd's defaults; the first that exists is shown
 MOTD_DIRECTORIES = ("/etc/motd.d", "/run/motd.d", "/usr/lib/motd.d")  # all are shown; a name in an earlier one wins
@@ -68,7 +73,7 @@ def ssh() -> dict:
         return {"installed": False, "banner_files": [], "texts": [], "identification": "", "use_pam": False}
     files, use_pam = [], []
     for user in ("root", "nobody"):  # a Match block could show one of them something else
-        settings = sshd_settings(run([SSHD, "-T", "-C", f"user={user},host=localhost,addr=127.0.0.1"]))
+        settings = sshd_settings(sshd_effective("-C", f"user={user},host=localhost,addr=127.0.0.1"))
         files.append(settings.get("banner", "none"))
         use_pam.append(settings.get("usepam") == "yes")
     files = distinct(files)

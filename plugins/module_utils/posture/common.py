@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
+SSHD = "/usr/sbin/sshd"
 
 class CannotObserve(Exception):
     """Something could not be looked at. The text says why; it ends up as status `error`, never as a pass."""
@@ -39,6 +41,17 @@ def run(argv: list[str], timeout: float = 10, user: int | None = None) -> str:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise CannotObserve(f"{' '.join(argv)}: exit {done.returncode}{': ' + said[-1] if said else ''}")
     return done.stdout.decode(errors="replace")
+
+
+def sshd_effective(*options: str) -> str:
+    """Return the settings that sshd says are in effect, as C(sshd -T) prints them. Raises CannotObserve.
+
+    Waiting behind a socket, sshd has lost the empty directory that its service makes anew at every start, and without
+    which it does not even print its settings; so the directory is made here. That changes nothing that anybody sees.
+    """
+    if os.path.exists(SSHD):
+        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
+    return run([SSHD, "-T", *options])
 
 
 def read(path: str) -> str:

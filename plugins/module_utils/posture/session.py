@@ -11,9 +11,14 @@ import os
 import re
 import time
 
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, read, run
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
+    SSHD,
+    CannotObserve,
+    read,
+    run,
+    sshd_effective,
+)
 
-SSHD = "/usr/sbin/sshd"
 # Shells that know TMOUT, and the seconds each grants on top of it (measured: ksh93 warns and waits another minute).
 SHELLS = {"bash": 0, "zsh": 0, "ksh93": 60, "mksh": 0}
 NOBODY = 65534
@@ -81,7 +86,7 @@ def shell_settings(output: str, extra: int) -> dict:
 
 def ssh() -> dict[str, int]:
     """Return {channel_timeout_seconds, unused_connection_seconds} of sshd. Raises CannotObserve."""
-    return sshd_timeouts(run([SSHD, "-T", "-C", "user=nobody,host=localhost,addr=127.0.0.1"]))
+    return sshd_timeouts(sshd_effective("-C", "user=nobody,host=localhost,addr=127.0.0.1"))
 
 
 def sshd_timeouts(output: str) -> dict[str, int]:
@@ -110,20 +115,21 @@ def ssh_exceptions(path: str = "/etc/ssh/sshd_config") -> list[str]:
     return exceptions_in(config_lines(path))
 
 
-def config_lines(path: str) -> list[tuple[str, int, str]]:
-    """Return the (file, number, text) of the lines of sshd's configuration in the order sshd reads them.
+def config_lines(path: str) -> list[tuple[str, str]]:
+    """Return ("file:line", text) of the lines of sshd's configuration in the order sshd reads them. Raises CannotObserve.
 
-    A file ends its last Match block, so each included file is followed by a line that says so. Raises CannotObserve.
+    A Match block ends with its file, so after an included file the line that was in force before it is repeated.
     """
-    found = []
+    found, block = [], ("", "Match")
     for number, line in enumerate(read(path).splitlines(), 1):
         keyword, patterns = words(line)
         if keyword == "include":
             for pattern in patterns:
                 for included in sorted(glob.glob(os.path.join("/etc/ssh", pattern.strip('"')))):
-                    found += [*config_lines(included), (included, 0, "Match back")]
+                    found += [*config_lines(included), block]
         else:
-            found.append((path, number, line))
+            found.append((f"{path}:{number}", line))
+            block = found[-1] if keyword == "match" else block
     return found
 
 
@@ -133,26 +139,23 @@ def words(line: str) -> tuple[str, list[str]]:
     return parts[0].lower(), parts[1:]
 
 
-def exceptions_in(lines: list[tuple[str, int, str]]) -> list[str]:
-    """Return, as "file:line: text", what Match blocks exempt somebody with.
+def exceptions_in(lines: list[tuple[str, str]]) -> list[str]:
+    """Return, as "file:line: text", what Match blocks exempt somebody with, from what config_lines returned.
 
     The first Match block that applies sets a keyword, so one for all makes every later one void. Only
     ``UnusedConnectionTimeout none`` wins wherever it stands, even in a block that applies to nobody (OpenSSH 9.2 and 10.0).
     """
-    found, settled, block = [], set(), None
-    for path, number, line in lines:
+    found, settled, block = [], set(), []
+    for place, line in lines:
         keyword, arguments = words(line)
         if keyword == "match":
-            if number == 0:
-                block = None
-            else:
-                block = "all" if [argument.lower() for argument in arguments] == ["all"] else "some"
+            block = [argument.lower() for argument in arguments]
         elif block and keyword in ("channeltimeout", "unusedconnectiontimeout"):
             lifted = keyword == "unusedconnectiontimeout" and arguments[:1] == ["none"]
-            if block == "all" and not lifted:
+            if block == ["all"] and not lifted:
                 settled.add(keyword)
             elif lifted or keyword not in settled:
-                found.append(f"{path}:{number}: {line.strip()}")
+                found.append(f"{place}: {line.strip()}")
     return found
 
 

@@ -21,15 +21,19 @@ import stat
 import time
 
 from ansible_collections.bulwark.hardening.plugins.module_utils import ssh
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, read, run
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
+    SSHD,
+    CannotObserve,
+    read,
+    run,
+    sshd_effective,
+)
 
-SSHD = "/usr/sbin/sshd"
 MAIN = "/etc/ssh/sshd_config"
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 TRUST_EVERYWHERE = ("/etc/hosts.equiv", "/etc/ssh/shosts.equiv")
 TRUST_AT_HOME = (".rhosts", ".shosts")
 SET_ASIDE = ".set-aside-by-bulwark"
-PRIVILEGE_SEPARATION = "/run/sshd"
 PID_FILE = "/run/sshd.pid"  # written whenever sshd has read its configuration, also after SIGHUP
 
 # Addresses nobody has (RFC 5737, RFC 3849): they stand for "from somewhere else".
@@ -317,10 +321,7 @@ def read_keys(path: str) -> list[dict]:
 def ask(options: list[str], user: str, address: str, host: str, laddr: str, lport: str) -> dict[str, list[str]]:
     """Return the effective settings of one connection. Raises CannotObserve when sshd refuses its configuration."""
     about = f"user={user},host={host},addr={address},laddr={laddr},lport={lport}"
-    # Waiting behind a socket, sshd has lost its empty directory, which its service makes anew at every start, and without
-    # which it does not even print its settings.
-    os.makedirs(PRIVILEGE_SEPARATION, mode=0o755, exist_ok=True)
-    return ssh.parse_effective(run([SSHD, "-T", *options, "-C", about]))
+    return ssh.parse_effective(sshd_effective(*options, "-C", about))
 
 
 def kinds(people: list[pwd.struct_passwd], rules: list[dict[str, list[str]]]) -> list[list[pwd.struct_passwd]]:

@@ -130,7 +130,8 @@ def test_shell_is_what_it_really_is(tmp_path, monkeypatch):
 
 
 def test_keys_are_found_where_sshd_looks_and_where_it_might(tmp_path, monkeypatch):
-    monkeypatch.setattr(accounts, "run", lambda argv: SSHD)
+    monkeypatch.setattr(accounts, "SSHD", str(tmp_path))  # something that is there
+    monkeypatch.setattr(accounts, "sshd_effective", lambda: SSHD)
     patterns, uses_pam = accounts.sshd_settings()
     assert (patterns, uses_pam) == ([".ssh/authorized_keys", "/etc/ssh/keys/%u"], True)
     home = tmp_path / "home"
