@@ -314,7 +314,7 @@ def test_all_can_be_taken_back(host, target):
         assert not host.package("chrony").is_installed
         assert host.file("/etc/systemd/system/ntpd.service").contains("ExecStart=/usr/local/sbin/ntpd")
         assert host.check_output("find /etc -name '*bulwark*'") == ""
-        assert not host.file("/var/lib/bulwark/time_sync").exists
+        assert not host.file("/etc/chrony.bulwark.replaced").exists
     finally:
         target.reapply()
     assert host.package("chrony").is_installed

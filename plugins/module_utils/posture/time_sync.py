@@ -26,7 +26,7 @@ OTHER_PROCESSES = ("ntpd", "openntpd", "systemd-timesyn")  # names as the kernel
 SOURCES = ("server", "pool", "peer", "refclock")
 NUMBERED = ("minpoll", "maxpoll", "key", "port", "ntsport")
 CAP_SYS_TIME = 25  # bit, capability.h
-RECORD = "/var/lib/bulwark/time_sync/replaced"  # packages that kept the time before the role came
+RECORD = "/etc/chrony.bulwark.replaced"  # packages that kept the time before the role came
 
 
 def collect() -> dict:
