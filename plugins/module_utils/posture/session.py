@@ -173,7 +173,7 @@ def time_span(text: str) -> int:
     if not parts or "".join(number + unit for number, unit in parts) != re.sub(r"\s", "", text.lower()):
         raise CannotObserve(f"{text!r} is no time")
     try:
-        total = sum(float(number) * SECONDS[unit.rstrip("s") or "s"] for number, unit in parts)
+        total = sum(float(number) * SECONDS[unit if unit in SECONDS else unit[:-1]] for number, unit in parts)
     except (KeyError, ValueError) as exc:
         raise CannotObserve(f"{text!r} is no time") from exc
     return int(-(-total // 1))
@@ -212,7 +212,10 @@ def reaper_state(shown: str, memory: str, now: float) -> dict:
     """
     units = {}
     for block in shown.strip().split("\n\n"):
-        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        values: dict[str, str] = {}
+        for line in block.splitlines():
+            name, _equals, value = line.partition("=")
+            values[name] = f"{values.get(name, '')} {value}".strip()  # TimersMonotonic comes once for each
         units[values.get("Id", "")] = values
     timer, target = units.get("bulwark-session.timer", {}), units.get("timers.target", {})
     try:

@@ -1,4 +1,3 @@
-#!/usr/bin/python3 -IS
 # Managed by bulwark.hardening (role session). Changes made here are overwritten.
 # Copyright: (c) 2026, Bulwark contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
@@ -167,15 +166,14 @@ def shows_graphics(path: str) -> bool:
 def is_login(terminal: Terminal, everything: dict[int, Process]) -> bool:
     """Return whether somebody logged in on a terminal, rather than a program having made it for a program.
 
-    Who started the session's leader tells: neither the leader nor anything it starts can change that. Names and control
-    groups can be read without the capability to trace processes, which root has not got in every container.
+    Who started the first process tells: neither that nor anything it starts can change it. Names and control groups can be
+    read without the capability to trace processes, which root has not got in every container.
     """
     parent = everything.get(terminal.leader.parent)
     if parent and parent.name in TERMINAL_SERVERS:
         return True
-    with contextlib.suppress(OSError):
-        if parent and parent.name == "login" and os.stat(f"/proc/{parent.pid}").st_uid == 0:
-            return True
+    if parent and parent.name == "login" and re.search(r"^Uid:\s+0\s", read(f"/proc/{parent.pid}/status"), re.MULTILINE):
+        return True
     if terminal.path.startswith("/dev/pts/") or shows_graphics(terminal.path):
         return False
     people = [process for process in terminal.processes if process.name not in GREETERS]
