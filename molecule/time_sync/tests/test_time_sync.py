@@ -113,7 +113,7 @@ class Clock:
         """Return the rows of one of chronyc's reports."""
         return [line.split(",") for line in self.host.check_output(f"chronyc -c -N {name}").splitlines()]
 
-    def synchronised(self, seconds: int = 20) -> bool:
+    def synchronised(self, seconds: int = 45) -> bool:
         """Wait until chronyd follows a source; return whether it does."""
         return self.host.run(f"chronyc waitsync {seconds} 0 0 1").rc == 0
 
@@ -268,7 +268,7 @@ def test_late_jump_of_all_sources_is_not_followed(clock, host):
     assert abs(clock.offset()) < 1
 
     host.check_output("for file in /srv/time/off-*; do echo 7200 >$file; done")
-    for _second in range(20):
+    for _second in range(40):
         if "exceeds the allowed maximum" in clock.log():
             break
         time.sleep(1)
