@@ -33,7 +33,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        _, args = self.validate_argument_spec(
+        _result, args = self.validate_argument_spec(
             {
                 "run_dir": {"type": "path", "required": True},
                 "inventory_hosts": {"type": "list", "elements": "str", "required": True},

@@ -91,9 +91,14 @@ def record_problems(record: Any, run_id: str) -> list[str]:
             said.append(f"control {name} has status {control.get('status')!r}")
         if control.get("status") == "exception" and not isinstance(control.get("exception"), Mapping):
             said.append(f"control {name} has status exception, but no exception")
-        for key, kind in (("statements", list), ("expected", list), ("observed", Mapping), ("variables", Mapping)):
-            if not isinstance(control.get(key, kind() if kind is list else {}), kind):
-                said.append(f"control {name}: {key} is not a {'list' if kind is list else 'mapping'}")
+        for key, kind, called in (
+            ("statements", list, "list"),
+            ("expected", list, "list"),
+            ("observed", Mapping, "mapping"),
+            ("variables", Mapping, "mapping"),
+        ):
+            if key in control and not isinstance(control[key], kind):
+                said.append(f"control {name}: {key} is not a {called}")
     if record.get("status") in ("unreachable", "failed") and any(control.get("status") == "pass" for control in controls):
         said.append(f"it is {record['status']}, but some of its controls pass")
     if record.get("status") == "excluded" and controls:

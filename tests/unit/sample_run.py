@@ -171,15 +171,20 @@ def tallied(record: dict) -> dict:
     return {**record, "counts": counts, "score": score}
 
 
+def role_of(control: str) -> str:
+    """Return the role a control belongs to."""
+    return control.split(".", 1)[0]
+
+
 def record(host: str, os_version: str = "13", kernel: str = "6.12.48+deb13-amd64") -> dict:
     """Return the record of an assessed server on which every control passes."""
     controls = [
         {
-            "id": name, "title": title, "role": name.split(".")[0], "status": "pass", "why": "", "statements": statements,
+            "id": name, "title": title, "role": role_of(name), "status": "pass", "why": "", "statements": statements,
             "profiles": ["server", "workstation", "gateway"], "expected": expected, "observed": observed,
             "variables": variables, "source": source,
-            "proof": [f"molecule/{name.split('.')[0]}/tests/test_{name.split('.')[0]}.py::{proof}"],
-            "remedy": f"ansible-playbook playbooks/site.yml --tags {name.split('.')[0]}", "exception": None,
+            "proof": [f"molecule/{role_of(name)}/tests/test_{role_of(name)}.py::{proof}"],
+            "remedy": f"ansible-playbook playbooks/site.yml --tags {role_of(name)}", "exception": None,
         }
         for name, title, statements, expected, observed, variables, source, proof in copy.deepcopy(_CONTROLS)
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import subprocess
 
 SSHD = "/usr/sbin/sshd"
 
+
 class CannotObserve(Exception):
     """Something could not be looked at. The text says why; it ends up as status `error`, never as a pass."""
 

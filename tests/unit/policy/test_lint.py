@@ -569,7 +569,7 @@ def test_mappings_kept_their_provenance(register):
         for s in register["statements"]
         for kind, by in (s.get("mappings") or {}).items()
         for provenance, ids in by.items()
-        for _ in ids
+        for _id in ids
     )
     assert counts["nist_800_53r5", "sp800_66r2"] == 366
     assert counts["nist_800_53r5", "own"] == 700 - 366
