@@ -18,6 +18,7 @@ NTS = {"port": 11123, "ntsport": 14460}
 KEYED = [{"name": "ntp-a.test", "port": 11123, "key": 10}, {"name": "ntp-b.test", "port": 11123, "key": 10}]
 UNUSED_SECRET = "8badf00d8badf00d8badf00d8badf00d"  # only ever handed to the role
 SECRET = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+KEYS = [{"id": 10, "type": "AES256", "secret": SECRET}, {"id": 11, "type": "AES128", "secret": UNUSED_SECRET}]
 
 # A chronyd that serves NTS and shared keys, with certificates of an authority of its own; and the same unit with -x.
 SET_UP = r"""
@@ -203,6 +204,16 @@ def test_vendor_pool_and_dhcp_add_no_source(clock, host):
         host.check_output("rm -rf /run/chrony-dhcp /etc/chrony/sources.d/rogue.sources /etc/chrony/conf.d/rogue.conf")
 
 
+def test_unauthenticated_server_is_refused(clock):
+    """A server that answers, but cannot prove who it is, is not followed even if there is no other."""
+    clock.follow_nts(clock.good)
+    clock.edit("s/ nts ntsport 14460//")
+    assert not clock.synchronised(12)
+    assert all(int(row[5], 8) > 0 for row in clock.report("sources")), "the servers must have answered"
+    clock.edit("s/^authselectmode.*/authselectmode mix/")
+    assert clock.synchronised()  # so nothing but that line kept them out
+
+
 def test_server_with_a_foreign_certificate_is_refused(clock):
     """A server that only a stranger vouches for is not even asked for the time, although it was believed before."""
     clock.follow_nts(clock.good)
@@ -213,20 +224,9 @@ def test_server_with_a_foreign_certificate_is_refused(clock):
     assert "certificate" in clock.log().lower()
 
 
-def test_unauthenticated_server_is_refused(clock):
-    """A server that answers, but cannot prove who it is, is not followed even if there is no other."""
-    clock.follow_nts(clock.good)
-    clock.edit("s/ nts ntsport 14460//")
-    assert not clock.synchronised(12)
-    assert all(int(row[5], 8) > 0 for row in clock.report("sources")), "the servers must have answered"
-    clock.edit("s/^authselectmode.*/authselectmode mix/")
-    assert clock.synchronised()  # so nothing but that line kept it out
-
-
 def test_unprivileged_user_can_neither_change_nor_read(clock, person, host):
     """Somebody with an account can neither edit the configuration, nor command chronyd, nor read its keys."""
-    secrets = [{"id": 10, "type": "AES256", "secret": SECRET}, {"id": 11, "type": "AES128", "secret": UNUSED_SECRET}]
-    clock.follow(*KEYED, time_sync_keys=secrets)
+    clock.follow(*KEYED, time_sync_keys=KEYS)
     person("mallory")
     for attempt in (
         "echo server ntp.elsewhere.example >>/etc/chrony.bulwark.conf",
@@ -247,7 +247,7 @@ def test_unprivileged_user_can_neither_change_nor_read(clock, person, host):
 
 def test_wrong_shared_key_is_refused(clock):
     """A server that knows the shared key is followed; with another key it answers in vain."""
-    clock.follow(*KEYED, time_sync_keys=[{"id": 10, "type": "AES256", "secret": SECRET}])
+    clock.follow(*KEYED, time_sync_keys=KEYS)
     assert clock.synchronised()
     clock.follow(*KEYED, time_sync_keys=[{"id": 10, "type": "AES256", "secret": SECRET[::-1]}])
     assert not clock.synchronised(12)
@@ -285,12 +285,10 @@ def test_late_jump_of_all_sources_is_not_followed(clock, host):
     [
         ({"time_sync_sources": [{"name": "a.example", "nts": False}, {"name": "b.example"}]}, "MA-12.1"),
         ({"time_sync_sources": [{"name": "a.example", "key": 3}, {"name": "b.example"}]}, "a.example"),
-        ({"time_sync_sources": [{"name": "a.example\nallow all"}, {"name": "b.example"}]}, "time_sync_sources"),
-        ({"time_sync_authentication": "mix"}, "MA-12.1"),
     ],
 )
-def test_lax_or_hostile_input_is_refused_before_anything_changes(host, target, variables, said):
-    """What would weaken the clock or smuggle a line into its configuration never reaches the host (more: the unit tests)."""
+def test_source_that_cannot_prove_itself_is_refused_before_anything_changes(host, target, variables, said):
+    """A source without NTS and without a known key never reaches the host (single wrong values: the unit tests)."""
     before = host.check_output("sha256sum /etc/chrony.bulwark.*")
     with pytest.raises(pytest.fail.Exception, match=said):
         target.reapply(**variables)
