@@ -61,10 +61,13 @@ def machine() -> Iterator[None]:
     (plain,) = lab.machines.build_images(["debian13"])
     parts = [plain.encode(), *((lab.ROOT / name).read_bytes() for name in ("requirements.lock", "tools/setup.sh"))]
     image = f"localhost/bulwark-controller:{hashlib.sha256(b''.join(parts)).hexdigest()[:12]}"
-    if image not in lab.machines.run("podman", "images", "--format", "{{.Repository}}:{{.Tag}}").split():
+    present = lab.machines.run("podman", "images", "--format", "{{.Repository}}:{{.Tag}}").split()
+    if image not in present:
         start(plain)
         controller("tools/setup.sh >&2")
         podman("commit", "-q", NAME, image)
+        for older in filter(lambda name: name.startswith("localhost/bulwark-controller:"), present):
+            podman("rmi", older, check=False)
     start(image)
     controller("tools/setup.sh")
     yield
