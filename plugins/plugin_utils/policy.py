@@ -215,9 +215,10 @@ def violations(
         if name not in mine:
             continue
         result = ArgumentSpecValidator({name: _module_spec(spec)}).validate({name: mine[name]})
-        if result.error_messages:
+        errors = [*result.error_messages, *_not_text(name, mine[name], spec)]
+        if errors:
             parameter = parameters.get(name, {"source": "technical", "why": spec_text(spec)})
-            for message in result.error_messages:
+            for message in errors:
                 value = _shown(mine[name], bool(spec.get("no_log")))
                 text = "wrong type or key" if spec.get("no_log") else message
                 said.append(f"{name} = {value}: must be {_type_name(spec)}: {text} ({_origin(parameter, root)})")
@@ -261,6 +262,20 @@ def _option_at(options: Mapping[str, Mapping], path: str) -> Mapping[str, Any]:
     for key in keys:
         spec = (spec.get("options") or {}).get(key, {})
     return spec
+
+
+def _not_text(where: str, value: Any, spec: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what stands where text is meant but is a list or a mapping: Ansible would silently write it out as text."""
+    kind = spec.get("type", "str")
+    if kind in ("str", "path") and isinstance(value, (Mapping, list, tuple)):
+        yield f"{where} is a {'mapping' if isinstance(value, Mapping) else 'list'} where text is meant"
+    for number, item in enumerate(value if kind == "list" and isinstance(value, (list, tuple)) else ()):
+        deeper = {**spec, "type": spec.get("elements", "raw")}
+        yield from _not_text(f"{where}[{number}]", item, deeper)
+    if kind == "dict" and isinstance(value, Mapping):
+        for key, option in (spec.get("options") or {}).items():
+            if key in value:
+                yield from _not_text(f"{where}.{key}", value[key], option)
 
 
 def _module_spec(spec: Mapping[str, Any]) -> dict:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-USER = {"name": "mmeyer", "owner": "Mara Meyer"}
+USER = {"name": "someone", "owner": "Example Person"}
 TOPICS = {
     "sensitive_data": "This system may hold sensitive data.",
     "audit_logging": "Access is logged and may be examined.",
@@ -72,7 +72,7 @@ CASES: list[tuple[dict, list[str]]] = [
     ({"accounts_archive_directory": "backups"}, ["accounts_archive_directory = 'backups'", "absolute path"]),
     (user(uid=0), ["accounts_users[0].uid = 0", "at least 1000"]),
     (user(uid=70000), ["accounts_users[0].uid = 70000", "at most 59999"]),
-    (user(name="Mara"), ["accounts_users[0].name = 'Mara'", "must match"]),
+    (user(name="Someone"), ["accounts_users[0].name = 'Someone'", "must match"]),
     (user(name="-rf"), ["accounts_users[0].name = '-rf'", "must match"]),
     (user(expires="tomorrow"), ["accounts_users[0].expires = 'tomorrow'", "YYYY-MM-DD", "WTH-7.2.1-7a"]),
     (user(expires="2026-02-30"), ["accounts_users[0].expires = '2026-02-30'", "YYYY-MM-DD"]),
@@ -87,9 +87,14 @@ CASES: list[tuple[dict, list[str]]] = [
     ({"session_logind_enabled": "sometimes"}, ["session_logind_enabled = 'sometimes'", "must be bool"]),
     ({"ssh_ciphers": {"aes": 256}}, ["ssh_ciphers", "must be list", "MA-11.7"]),
     ({"ssh_state": "gone"}, ["ssh_state = 'gone'", "present, absent"]),
-    ({"accounts_users": "mmeyer"}, ["accounts_users = 'mmeyer'", "must be list of dict", "WTH-7.5-1"]),
-    ({"accounts_users": [{"owner": "Mara Meyer"}]}, ["accounts_users", "name", "required", "WTH-7.5-1"]),
+    ({"accounts_users": "someone"}, ["accounts_users = 'someone'", "must be list of dict", "WTH-7.5-1"]),
+    ({"accounts_users": [{"owner": "Example Person"}]}, ["accounts_users", "name", "required", "WTH-7.5-1"]),
     ({"banner_topics": "none"}, ["banner_topics = 'none'", "must be dict", "UMDNJ-A-1e"]),
+    ({"time_sync_sources": "pool.example"}, ["time_sync_sources", "must be list of dict"]),
+    ({"time_sync_minpoll": 1}, ["time_sync_minpoll = 1", "at least", "MA-12.2"]),
+    ({"time_sync_max_offset_seconds": "little"}, ["time_sync_max_offset_seconds = 'little'", "must be float"]),
+    ({"time_sync_authentication": "maybe"}, ["time_sync_authentication = 'maybe'", "MA-12.1"]),
+    ({"banner_owner": ["Clinic"]}, ["banner_owner = ['Clinic']", "a list where text is meant", "WTH-7.8-7d"]),
     # unknown keys
     ({"session_idle_secs": 900}, ["session_idle_secs = 900", "unknown variable of role session", "session_idle_seconds"]),
     ({"ssh_permit_root": True}, ["ssh_permit_root = True", "unknown variable of role ssh"]),
@@ -109,7 +114,7 @@ CASES: list[tuple[dict, list[str]]] = [
         ["ssh_machine_accounts[0].command", "one line"],
     ),
     ({"ssh_sftp_only": [{"group": "lab", "directory": "/srv/../etc"}]}, ["ssh_sftp_only[0].directory", "must not match"]),
-    (user(owner="Mara:0:0::/root:/bin/sh"), ["accounts_users[0].owner", "must match", "WTH-7.5-1"]),
+    (user(owner="Person:0:0::/root:/bin/sh"), ["accounts_users[0].owner", "must match", "WTH-7.5-1"]),
     (user(authorized_keys=["ssh-ed25519 AAAA\nssh-ed25519 BBBB"]), ["accounts_users[0].authorized_keys", "one line"]),
     (user(ticket="T-1\x07"), ["accounts_users[0].ticket", "one line"]),
     # exceptions that do not count

@@ -13,7 +13,7 @@ shells=zsh,ksh93u+m,mksh
 include=systemd,systemd-sysv,dbus,libpam-systemd,python3,python3-apt,openssh-server,openssh-sftp-server,sudo,cron,rsyslog
 include=$include,iproute2,procps,psmisc,kmod,ca-certificates,openssl,login,passwd,util-linux,$shells,tmux,screen
 mmdebstrap --quiet --variant=minbase --aptopt='Apt::Install-Recommends "false"' \
-  --skip=cleanup/apt/lists \
+  --skip=cleanup/apt \
   --include="$include" \
   --customize-hook='chroot "$1" systemctl mask systemd-udevd.service getty.target' \
   --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*; printf "[Unit]\nBefore=ssh.service ssh.socket\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/usr/bin/ssh-keygen -A\n[Install]\nWantedBy=multi-user.target\n" > "$1"/etc/systemd/system/hostkeys.service; chroot "$1" systemctl enable -q hostkeys.service' \
