@@ -143,7 +143,7 @@ def exceptions_in(lines: list[tuple[str, str]]) -> list[str]:
     """Return, as "file:line: text", what Match blocks exempt somebody with, from what config_lines returned.
 
     The first Match block that applies sets a keyword, so one for all makes every later one void. Only
-    ``UnusedConnectionTimeout none`` wins wherever it stands, even in a block that applies to nobody (OpenSSH 9.2 and 10.0).
+    ``UnusedConnectionTimeout none`` wins over those before it, wherever its block stands (OpenSSH 9.2 and 10.0).
     """
     found, settled, block = [], set(), []
     for place, line in lines:

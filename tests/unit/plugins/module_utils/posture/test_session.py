@@ -161,7 +161,7 @@ def test_match_blocks(tmp_path):
 
 
 def test_none_wins_wherever_it_stands(tmp_path):
-    text = "Match all\n  UnusedConnectionTimeout 9\nMatch User nobody-at-all\n  UnusedConnectionTimeout none\n"
+    text = "Match all\n  UnusedConnectionTimeout 9\nMatch User root\n  UnusedConnectionTimeout none\n"
     assert exceptions(tmp_path, text) == ["sshd_config:4: UnusedConnectionTimeout none"]
 
 
