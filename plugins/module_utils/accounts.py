@@ -46,6 +46,10 @@ VENDOR_NAMES = frozenset(
 # Parts of a name that reveal privilege (WTH-7.6-7b).
 PRIVILEGE_PARTS = ("admin", "root", "sysadm", "super", "priv", "wheel", "sudo", "dba")
 
+# What an account may have been closed for, to be removed when nobody used it for long enough. One that is declared disabled, or
+# whose request is not complete yet, waits for a person to decide.
+REMOVABLE = ("dormant", "expired", "generic", "undeclared")
+
 HUMAN_KINDS = ("personal", "temporary")
 MACHINE_KINDS = ("service", "automation")
 
@@ -197,6 +201,10 @@ def declaration_problems(
             f"accounts_dormant_remove_days = {windows[1]}: must be at least accounts_dormant_disable_days = {windows[0]}: "
             "an account is disabled before it is removed (CF-01)"
         )
+    try:
+        re.compile(pattern)
+    except re.error as exc:
+        return [*said, f"accounts_name_pattern = {pattern}: is not a regular expression: {exc}"]
     names: dict = {}
     owners: dict = {}
     uids: dict = {}
@@ -395,7 +403,7 @@ def find_dormant(accounts: list, users: list, days: int, now: int, lost_at: int 
 
 
 def find_overdue(accounts: list, users: list, days: int, notice_days: int, now: int, lost_at: int | None) -> list[str]:
-    """Return accounts disabled for disuse that should be removed by now."""
+    """Return closed accounts that should be removed by now."""
     declared = by_name(users)
     said = []
     for account in accounts:
@@ -410,7 +418,7 @@ def find_overdue(accounts: list, users: list, days: int, notice_days: int, now: 
 def removal_due(account: dict, idle: int | None, days: int, notice_days: int, now: int) -> bool:
     """Tell whether a disabled account is to be removed: unused for more than ``days``, and disabled long enough ago."""
     disabled = account["disabled"]
-    if not disabled or disabled["reason"] not in ("dormant", "expired", "generic") or idle is None or account["sessions"]:
+    if not disabled or disabled["reason"] not in REMOVABLE or idle is None or account["sessions"]:
         return False
     return idle > days and now - disabled["at"] >= notice_days * DAY
 

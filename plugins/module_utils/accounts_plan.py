@@ -64,6 +64,8 @@ def plan(seen: dict, record: dict, settings: dict, login_names: set, root_over_s
     for name, user in users.items():
         if name not in accounts and rules.state_of(user) == "present":
             _newcomer(made, user, record, settings, accounts)
+        if rules.state_of(user) == "present" and user.get("shell") in settings["missing_shells"]:
+            refuse(f"accounts_users: {name}: the shell {user['shell']} does not exist")
         for group in user.get("groups") or []:
             if group not in settings["known_groups"]:
                 refuse(f"accounts_users: {name}: the group {group} does not exist")
@@ -152,7 +154,7 @@ def _person(made: dict, account: dict, user: dict | None, seen: dict, record: di
     state = rules.state_of(user) if user else None
     if state == "absent":
         made["remove"][name] = "declared absent"
-    elif closed and closed["reason"] in ("dormant", "expired", "generic") and not (user and _cured(account, user, now)):
+    elif closed and closed["reason"] in rules.REMOVABLE and not _cured(account, user, reason, now):
         idle = rules.idle_days(account, user, now, seen["logins_lost_at"])
         if rules.removal_due(account, idle, settings["remove_days"], settings["notice_days"], now):
             if user is None and set(account["used_by"]) - {"processes"}:
@@ -203,13 +205,17 @@ def _reason(account: dict, user: dict | None, seen: dict, settings: dict, login_
     return None
 
 
-def _cured(account: dict, user: dict, now: int) -> bool:
-    """Tell whether the declaration answers what an account was closed for."""
-    reason = account["disabled"]["reason"]
-    if reason == "expired":
+def _cured(account: dict, user: dict | None, reason: tuple[str, str] | None, now: int) -> bool:
+    """Tell whether what an account was closed for is no more."""
+    closed_for = account["disabled"]["reason"]
+    if closed_for in ("generic", "undeclared"):
+        return reason is None or reason[0] not in ("generic", "undeclared")
+    if user is None:
+        return False
+    if closed_for == "expired":
         until = rules.to_day(user.get("expires"))
         return until is None or until > now // rules.DAY
-    return reason == "generic" or rules.renewed(account, user)
+    return rules.renewed(account, user)
 
 
 def _declared(made: dict, account: dict, user: dict, seen: dict) -> None:

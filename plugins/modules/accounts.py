@@ -668,7 +668,8 @@ def settings_of(module: AnsibleModule) -> dict:
             for blob in blobs
             if blob
         ]
-    return {**module.params, "users": users, "known_groups": groups}
+    missing = {user["shell"] for user in users if user.get("shell") and not os.access(user["shell"], os.X_OK)}
+    return {**module.params, "users": users, "known_groups": groups, "missing_shells": missing}
 
 
 def present(module: AnsibleModule) -> dict:

@@ -158,7 +158,7 @@ def test_closed_accounts_are_no_findings():
         (90, 2, "dormant", False),
         (91, 0, "dormant", False),
         (91, 2, "declared", False),
-        (91, 2, "undeclared", False),
+        (91, 2, "undeclared", True),
     ],
 )
 def test_overdue(idle, notice, reason, due):
@@ -241,6 +241,10 @@ def test_exception_lifts_name_and_second_account_until_it_ends():
     users[1]["exception"] = {**granted, "expires": "2026-11-21"}
     assert "WTH-7.6-7b" in problems(*users)
     assert "WTH-7.6-8" in problems(*users)
+
+
+def test_pattern_that_is_no_regular_expression():
+    assert "accounts_name_pattern = [a-z: is not a regular expression" in rules.declaration_problems([], [], "[a-z", 90, TODAY)[0]
 
 
 def test_removal_before_disabling_is_refused():

@@ -41,7 +41,8 @@ def make(seen, users=(), record=None, became=("deploy",), over_ssh=False, admins
     full = {
         "users": declared or [DEPLOY, *users], "undeclared": "report", "generic_names": [], "system_exempt": [], "approvers": [],
         "approval_required": True, "disable_days": 90, "remove_days": 90, "notice_days": 1, "at_once_percent": 25,
-        "controller_time": NOW, "clock_tolerance": 3600, "known_groups": {"sudo", "ssh-users"}, **settings,
+        "controller_time": NOW, "clock_tolerance": 3600, "known_groups": {"sudo", "ssh-users"},
+        "missing_shells": {"/bin/fish"}, **settings,
     }  # fmt: skip
     blank = {"before": {}, "disabled": {}, "removed": {}, **(record or {})}
     return accounts_plan.plan(seen, blank, full, set(became), over_ssh, lambda name: name in admins)
@@ -193,10 +194,32 @@ def test_what_is_not_declared_is_left_alone():
     assert not make(host(zsh), [JDOE])["want"]
     made = make(host(zsh), [{**JDOE, "shell": "/bin/bash", "groups": ["ssh-users"]}])
     assert made["want"]["jdoe"] == {"shell": "/bin/bash", "groups": ["ssh-users"]}
-    assert "does not exist" in make(host(zsh), [{**JDOE, "groups": ["nope"]}])["refusals"][0]
+    assert "group nope does not exist" in make(host(zsh), [{**JDOE, "groups": ["nope"]}])["refusals"][0]
+    assert "shell /bin/fish does not exist" in make(host(zsh), [{**JDOE, "shell": "/bin/fish"}])["refusals"][0]
 
 
 def test_reserved_name_always_fits():
     assert accounts_plan.reserved_name("jdoe", 1001, set()) == "removed-jdoe"
     assert accounts_plan.reserved_name("jdoe", 1001, {"removed-jdoe"}) == "removed-1001"
     assert accounts_plan.reserved_name("a" * 30, 1001, set()) == "removed-1001"
+
+
+def test_undeclared_stays_closed_opens_when_declared_and_goes_when_unused():
+    shut = {
+        "shell_kind": "none",
+        "expires_day": 1,
+        "expired": True,
+        "disabled": {"at": NOW - 2 * DAY, "reason": "undeclared", "why": ""},
+    }
+    record = {"before": {"ghost": {"shell": ["/bin/bash", "/usr/sbin/nologin"], "expires_day": [None, 1]}}}
+    made = make(host(account("ghost", **shut)), record=record, undeclared="disable")
+    assert not made["want"]
+    assert not made["remove"]
+    assert make(host(account("ghost", **shut)), [{**JDOE, "name": "ghost"}], record)["enable"] == ["ghost"]
+    assert make(host(account("ghost", **shut)), record=record)["enable"] == ["ghost"]  # back to report
+    assert make(host(idle("ghost", 1001, 91, **shut)), record=record, undeclared="disable")["remove"] == {
+        "ghost": "unused for 91 days"
+    }
+    kept = make(host(idle("ghost", 1001, 91, used_by=["app.service"], **shut)), record=record, undeclared="disable")
+    assert not kept["remove"]
+    assert "in use by app.service" in kept["warnings"][0]
