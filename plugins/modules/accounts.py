@@ -543,13 +543,14 @@ def archive(account: dict, paths: list[str], directory: str) -> tuple[str, str]:
     return target, digest.hexdigest()
 
 
-def delete(paths: list[str]) -> None:
-    """Delete what was archived."""
+def delete(paths: list[str], uid: int) -> None:
+    """Delete what was archived, where it still is that account's: a run cut short may be finished days later."""
     for path in paths:
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
+        if os.path.lexists(path) and os.lstat(path).st_uid == uid:
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
 
 
 def drop_subids(name: str) -> None:
@@ -702,6 +703,9 @@ def present(module: AnsibleModule) -> dict:
         made["put_away"].update({p: name for p in accounts.get(name, {}).get("key_files", []) if p != paths[name]})
 
     before, after = difference(made, accounts, keys)
+    before += [
+        f"{name}: left over from a removal that was cut short" for name, e in sorted(record["removed"].items()) if e.get("delete")
+    ]
     result = {
         "changed": before != after,
         "diff": as_diff(before, after),
@@ -713,7 +717,7 @@ def present(module: AnsibleModule) -> dict:
         module.warn(said)
     if not module.check_mode:
         remember(record, seen, accounts)
-        if result["changed"] or any(entry.get("delete") for entry in record["removed"].values()):
+        if result["changed"]:
             carry_out(made, record, seen, accounts, keys, settings, result)
         save_record(record)
     return result
@@ -761,9 +765,9 @@ def carry_out(made: dict, record: dict, seen: dict, accounts: dict, keys: dict, 
     for name in made["remove"]:
         account = accounts[name]
         end_sessions(name, account["uid"])
-        entry = record["removed"].get(name, {})
-        if not (entry.get("archive") and os.path.exists(entry["archive"]) and entry["uid"] == account["uid"]):
-            paths, kept = belongings(account, accounts)
+        paths, kept = belongings(account, accounts)
+        entry = record["removed"].get(name, {}) if not paths else {}  # all of it went away in a run that was cut short
+        if not entry.get("archive") or entry["uid"] != account["uid"]:
             path, digest = archive(account, paths, settings["archive_directory"])
             entry = {"archive": path, "sha256": digest, "delete": paths, "home_kept": kept}
         owner = rules.by_name(settings["users"]).get(name, {}).get("owner", "")
@@ -812,7 +816,7 @@ def carry_out(made: dict, record: dict, seen: dict, accounts: dict, keys: dict, 
             if os.path.exists(leftover):
                 os.unlink(leftover)
     for entry in record["removed"].values():
-        delete(entry.pop("delete", []))
+        delete(entry.pop("delete", []), entry["uid"])
     for path in made["put_away"]:
         put_away(record, path)
     for name, path in keys.items():

@@ -172,6 +172,16 @@ def test_home_of_two_stays(tmp_path):
     assert module.belongings(both["jdoe"], {"jdoe": both["jdoe"]})[0] == [str(home)]
 
 
+def test_only_what_still_is_the_accounts_own_is_deleted(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "mail").write_text("x")
+    paths = [str(tmp_path / name) for name in ("home", "mail", "gone")]
+    module.delete(paths, os.getuid() + 1)
+    assert sorted(os.listdir(tmp_path)) == ["home", "mail"]
+    module.delete(paths, os.getuid())
+    assert os.listdir(tmp_path) == []
+
+
 def test_difference_shows_words_never_hashes():
     made = {
         "want": {"jdoe": {"password": "locked", "expires_day": 1}}, "disable": {"jdoe": ("dormant", "unused for 90 days")},
