@@ -82,7 +82,7 @@ _CONTROLS = [
     (
         "accounts.no_generic", "No account carries a generic name", ["WTH-7.2.1-11", "WTH-7.6-5", "UMDNJ-B-8"],
         ["posture.accounts.names | intersect(accounts_generic_names) | length == 0"],
-        {"accounts.names": ["f.haddad", "m.lindqvist", "ansible"]}, {"accounts_generic_names": ["admin", "test", "guest"]},
+        {"accounts.names": ["jane.doe", "richard.roe", "ansible"]}, {"accounts_generic_names": ["admin", "test", "guest"]},
         "getent passwd", "test_generic_account_is_noticed",
     ),
     (
@@ -145,9 +145,9 @@ _DRIFTED = {
         "posture.session.shell_timeout_readonly is false (session.shell_timeout_readonly = False)",
     ),
     "accounts.no_generic": (
-        {"accounts.names": ["f.haddad", "m.lindqvist", "ansible", "test"]},
+        {"accounts.names": ["jane.doe", "richard.roe", "ansible", "test"]},
         "posture.accounts.names | intersect(accounts_generic_names) | length == 0 is false "
-        "(accounts.names = ['f.haddad', 'm.lindqvist', 'ansible', 'test'])",
+        "(accounts.names = ['jane.doe', 'richard.roe', 'ansible', 'test'])",
     ),
     "ssh.ciphers": (
         {"ssh.sshd.ciphers": ["aes128-ctr", "aes256-gcm@openssh.com"]},

@@ -387,9 +387,9 @@ def test_statements_stand_in_the_registers_order():
 
 def test_longer_lists_stand_one_item_a_line():
     assert report._shown(["a", "b"]) == '["a", "b"]'
-    people = [{"name": "f.haddad", "shell": "/bin/bash"}, {"name": "m.lindqvist", "shell": "/bin/bash"}]
+    people = [{"name": "jane.doe", "shell": "/bin/bash"}, {"name": "richard.roe", "shell": "/bin/bash"}]
     assert report._shown(people).splitlines() == [
-        '[{"name": "f.haddad", "shell": "/bin/bash"},', ' {"name": "m.lindqvist", "shell": "/bin/bash"}]'
+        '[{"name": "jane.doe", "shell": "/bin/bash"},', ' {"name": "richard.roe", "shell": "/bin/bash"}]'
     ]  # fmt: skip
     assert json.loads(report._shown(people)) == people
 
