@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures as cf
 import dataclasses
+import fcntl
 import os
 import signal
 import subprocess
@@ -140,6 +141,14 @@ def main() -> int:
     if args.list:
         print("\n".join(stage.name for stage in stages))
         return 0
+
+    # Test machines have fixed names and addresses, so a second run on this machine waits for the first to end.
+    machines = Path("/tmp/bulwark-test.lock").open("w")  # noqa: SIM115 # held until the program ends
+    try:
+        fcntl.flock(machines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another run of the tests is using this machine; waiting for its end", flush=True)
+        fcntl.flock(machines, fcntl.LOCK_EX)
 
     begin = time.monotonic()
     lock = threading.Lock()
