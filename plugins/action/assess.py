@@ -118,6 +118,9 @@ class ActionModule(ActionBase):
         def evaluate(condition: str) -> bool:
             return templar.evaluate_conditional(trust_as_template(condition))
 
+        def show(expression: str) -> object:
+            return templar.evaluate_expression(trust_as_template(expression))
+
         named = {n for control in controls for c in control["expect"] for n in names_in(c)[1]}
         plain = {name: templar.template(variables[name]) for name in named & set(variables)}
         secret = {
@@ -126,7 +129,7 @@ class ActionModule(ActionBase):
         plain = {name: "(hidden)" if name in secret else value for name, value in plain.items()}
         return [
             judge(
-                control, seen["posture"], seen["errors"], plain, args["profile"], evaluate, args["exceptions"], host
+                control, seen["posture"], seen["errors"], plain, args["profile"], evaluate, args["exceptions"], host, show=show
             )
             for control in controls
         ]

@@ -10,6 +10,7 @@ exception (knowingly not met, approved and not expired).
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import ex
 
 STATUSES = ("pass", "fail", "error", "not_applicable", "exception")
 _PARSER = jinja2.Environment()
+# "X | length == 0" as a whole, where X is one expression (with "or" and "and" it would not be X that has to be empty)
+_SHOULD_BE_EMPTY = re.compile(r"((?:(?!\sor\s|\sand\s).)+?)\s*\|\s*length == 0", re.DOTALL)
 
 
 def names_in(expression: str) -> tuple[list[str], list[str]]:
@@ -81,11 +84,13 @@ def judge(
     exceptions: Sequence[Mapping] = (),
     host: str = "",
     today: datetime.date | None = None,
+    show: Callable[[str], Any] | None = None,
 ) -> dict:
     """Return one control's entry of the evidence record (its shape is in docs/evidence.md).
 
     ``variables`` are the role's variables; only those that a condition names are recorded. ``evaluate`` returns the truth of
-    one condition and raises anything when it has none.
+    one condition and raises anything when it has none. ``show``, if given, returns the value of an expression: for conditions
+    of the kind "this list is empty" the explanation then names what is on the list, not all that was looked at.
     """
     collector = control["posture"]
     entry = {
@@ -126,18 +131,22 @@ def judge(
             if evaluate(case["when"]):
                 return {**entry, "status": "not_applicable", "why": case["reason"]}
         except Exception as exc:
-            return {**entry, "why": f"Could not tell whether it applies: {case['when']}: {_reason(exc, unobserved)}"}
+            return {**entry, "why": f"Could not tell whether it applies: {case['when']}: {_reason(exc, unobserved, case['when'])}"}
 
     failed = []
     for condition, (paths, _names) in zip(control["expect"], looked_at, strict=True):
         try:
             holds = evaluate(condition)
         except Exception as exc:
-            return {**entry, "why": f"Could not be observed: {condition}: {_reason(exc, unobserved)}"}
+            return {**entry, "why": f"Could not be observed: {condition}: {_reason(exc, unobserved, condition)}"}
         if holds is not True and holds is not False:
             return {**entry, "why": f"{condition} is neither true nor false but {holds!r}"}
         if not holds:
-            seen = ", ".join(f"{path} = {_short(entry['observed'][path])}" for path in paths)
+            listed = _SHOULD_BE_EMPTY.fullmatch(condition) if show else None
+            if listed:
+                seen = f"found: {_short(show(listed[1]))}"
+            else:
+                seen = ", ".join(f"{path} = {_short(entry['observed'][path])}" for path in paths)
             failed.append(f"{condition} is false" + (f" ({seen})" if seen else ""))
     if not failed:
         return {**entry, "status": "pass"}
@@ -177,6 +186,8 @@ def _short(value: Any, length: int = 160) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _reason(exc: Exception, unobserved: Mapping[str, str]) -> str:
-    said = "; ".join(f"{key}: {reason}" for key, reason in unobserved.items())
+def _reason(exc: Exception, unobserved: Mapping[str, str], condition: str) -> str:
+    """Say why a condition has no answer: what the collector could not see of it, or else what went wrong."""
+    steps = {step for path in names_in(condition)[0] for step in path.split(".")}
+    said = "; ".join(f"{key}: {reason}" for key, reason in unobserved.items() if steps & set(key.split(".")))
     return said or f"{type(exc).__name__}: {exc}"

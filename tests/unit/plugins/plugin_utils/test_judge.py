@@ -64,6 +64,22 @@ def test_fail_says_why():
 
 
 @pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("posture.demo.names | reject('eq', 'ann') | list | length == 0", "found: ['bob']"),
+        ("posture.demo.names | list | length == 0 or false", "demo.names = ['ann', 'bob']"),
+    ],
+)
+def test_fail_names_the_culprit(condition, said):
+    """Where a list should be empty, what is on it is named, not everything that was looked at."""
+    posture = {"demo": {"names": ["ann", "bob"]}}
+    evaluate = evaluate_with({"posture": posture})
+    entry = judge({**CONTROL, "expect": [condition]}, posture, {}, {}, "server", evaluate, show=evaluate)
+    assert entry["status"] == "fail"
+    assert said in entry["why"]
+
+
+@pytest.mark.parametrize(
     ("posture", "errors", "said"),
     [
         ({}, {"demo": "sshd is not installed"}, "sshd is not installed"),
