@@ -131,7 +131,8 @@ def judge(
             if evaluate(case["when"]):
                 return {**entry, "status": "not_applicable", "why": case["reason"]}
         except Exception as exc:
-            return {**entry, "why": f"Could not tell whether it applies: {case['when']}: {_reason(exc, unobserved, case['when'])}"}
+            reason = _reason(exc, unobserved, case["when"])
+            return {**entry, "why": f"Could not tell whether it applies: {case['when']}: {reason}"}
 
     failed = []
     for condition, (paths, _names) in zip(control["expect"], looked_at, strict=True):
