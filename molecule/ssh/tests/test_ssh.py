@@ -469,7 +469,8 @@ def test_a_flood_of_connections_is_dropped(host, target, alice):
                 break
             time.sleep(0.2)
         assert 1 <= int(served) <= 10, served
-        assert gets_in(target, "alice", alice.key), "while the flood holds what it got"
+        for _ in range(5):  # more than once: sshd would turn others away by chance
+            assert gets_in(target, "alice", alice.key), "while the flood holds what it got"
     finally:
         host.run("systemctl stop flood; systemctl reset-failed flood; rm -f /run/flood.py /run/flood.out")
 
