@@ -190,7 +190,7 @@ def test_hanging_up_comes_first_and_killing_after_it(reaper, command, graceful):
     pid, master = on_a_terminal("sh", "-c", command)
     time.sleep(0.3)
     began = time.monotonic()
-    assert reaper.end(look_for(reaper, pid), 1.0) == []
+    assert reaper.end(look_for(reaper, pid), 20.0 if graceful else 1.0) == []  # a busy machine needs its time
     _pid, status = os.waitpid(pid, 0)
     if graceful:
         assert os.WEXITSTATUS(status) == 7
