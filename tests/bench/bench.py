@@ -26,7 +26,7 @@ import lab  # noqa: E402
 STATE = ROOT / ".cache" / "bench"
 OUTPUT = ROOT / "docs" / "benchmarks.md"
 PLATFORM = "debian13"
-REPEATS = 3
+REPEATS = int(os.environ.get("BULWARK_BENCH_REPEATS", "3"))
 FLEET = (1, 10, 50)
 PEER_ROLES = ("os_hardening", "ssh_hardening")
 
