@@ -16,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -128,12 +129,15 @@ def hardening(hosts: Hosts, peer: str) -> list[str]:
     return [
         title,
         "",
-        "The five roles of `playbooks/site.yml` against os_hardening and ssh_hardening of devsec.hardening, each on a plain",
-        "Debian 13 server that it had hardened before; same Ansible, same settings, same account, in turns. Of ours",
-        f"{counts['ok']} tasks ran and {counts['changed']} changed something; of theirs {peer_counts['ok']} ran and",
-        f"{peer_counts['changed']} changed something. os_hardening cannot finish in a container; what it cannot do there (kernel",
-        "settings and modules, the audit daemon, mounts and file permissions set with them) is left out, which spares it time.",
-        "The two do not do the same things: this compares what it costs to keep a host as it is, not how much is hardened.",
+        paragraph(
+            "The five roles of `playbooks/site.yml` against os_hardening and ssh_hardening of devsec.hardening, each on a plain "
+            "Debian 13 server that it had hardened before; same Ansible, same settings, same account, in turns. Of ours "
+            f"{counts['ok']} tasks ran and {counts['changed']} changed something; of theirs {peer_counts['ok']} ran and "
+            f"{peer_counts['changed']} changed something. os_hardening cannot finish in a container; what it cannot do there "
+            "(kernel settings and modules, the audit daemon, mounts, and the file permissions set with these) is left out, which "
+            "spares it time. The two do not do the same things: this compares what it costs to keep a host as it is, not how much "
+            "is hardened."
+        ),
         "",
         "| | share of the peer's time | goal |",
         "|---|--:|--:|",
@@ -169,9 +173,13 @@ def audits(hosts: Hosts) -> list[str]:
     return [
         "## Audit of one host",
         "",
-        "`playbooks/audit.yml` against `lynis audit system --quick`, on the same plain Debian 13 server. Lynis is started in the",
-        "server, with no connection to make. A whole run includes Ansible's start, the connection, judging and the report; one",
-        f"host more in a run costs what {many} hosts take longer than one, each. The two do not look at the same things.",
+        paragraph(
+            "`playbooks/audit.yml` against `lynis audit system --quick`, on the same plain Debian 13 server. Lynis is started in "
+            "the server, with no connection to make. A whole run includes Ansible's own start, the connection, judging and the "
+            f"report. One host more in a run costs what a run of {many} hosts takes longer than a run of one, for each host: "
+            "observing and judging it, its record, its share of the report, hosts side by side. The two do not look at the same "
+            "things: Lynis looks at far more of a host, the audit at what the policy's controls need."
+        ),
         "",
         "| | share of Lynis's time | goal |",
         "|---|--:|--:|",
@@ -180,13 +188,21 @@ def audits(hosts: Hosts) -> list[str]:
         "",
         "## Audit of many hosts",
         "",
-        f"Wall time for each host, compared with a run of {few} hosts (at 1, Ansible's own start is most of it).",
+        paragraph(
+            f"Wall time for each host, compared with a run of {few} hosts. With one host, Ansible's own start is most of it; from "
+            "there on it should not grow with their number."
+        ),
         "",
         "| hosts | time for each host |",
         "|--:|--:|",
         *(f"| {size} | {walls[size] / size / (walls[few] / few):.2f} |" for size in FLEET),
         "",
     ]
+
+
+def paragraph(text: str) -> str:
+    """Return a text in lines as long as those of the other documents."""
+    return textwrap.fill(text, 120)
 
 
 def one_in(ratio: float) -> str:
@@ -207,8 +223,10 @@ def main() -> None:
         "<!-- Written by tests/bench/bench.py (make bench), not by hand. -->",
         "# Benchmarks",
         "",
-        f"Ratios, not seconds: everything was measured in one run on one machine ({os.cpu_count()} processor cores), ours and",
-        f"the peers in turns; each number is the median of {REPEATS}. `make bench` measures again.",
+        paragraph(
+            f"Ratios, not seconds: everything was measured in one run on one machine ({os.cpu_count()} processor cores), ours and "
+            f"the peers in turns, {REPEATS} times, of which the median counts. `make bench` measures again."
+        ),
         "",
     ]
     OUTPUT.write_text("\n".join([*head, *lines]).rstrip() + "\n")
