@@ -135,8 +135,8 @@ def hardening(hosts: Hosts, peer: str) -> list[str]:
             f"{counts['ok']} tasks ran and {counts['changed']} changed something; of theirs {peer_counts['ok']} ran and "
             f"{peer_counts['changed']} changed something. os_hardening cannot finish in a container; what it cannot do there "
             "(kernel settings and modules, the audit daemon, mounts, and the file permissions set with these) is left out, which "
-            "spares it time. The two do not do the same things: this compares what it costs to keep a host as it is, not how much "
-            "is hardened."
+            "spares it time. The two do not do the same things: this compares what it costs to keep a host as it is, not how "
+            "much is hardened."
         ),
         "",
         "| | share of the peer's time | goal |",
@@ -189,8 +189,8 @@ def audits(hosts: Hosts) -> list[str]:
         "## Audit of many hosts",
         "",
         paragraph(
-            f"Wall time for each host, compared with a run of {few} hosts. With one host, Ansible's own start is most of it; from "
-            "there on it should not grow with their number."
+            f"Wall time for each host, compared with a run of {few} hosts. With one host, Ansible's own start is most of it; "
+            "from there on it should not grow with their number."
         ),
         "",
         "| hosts | time for each host |",
@@ -224,8 +224,8 @@ def main() -> None:
         "# Benchmarks",
         "",
         paragraph(
-            f"Ratios, not seconds: everything was measured in one run on one machine ({os.cpu_count()} processor cores), ours and "
-            f"the peers in turns, {REPEATS} times, of which the median counts. `make bench` measures again."
+            f"Ratios, not seconds: everything was measured in one run on one machine ({os.cpu_count()} processor cores), ours "
+            f"and the peers in turns, {REPEATS} times, of which the median counts. `make bench` measures again."
         ),
         "",
     ]
