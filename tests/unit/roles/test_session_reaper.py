@@ -173,6 +173,7 @@ def on_a_terminal(*argv):
     """Start a program on a terminal of its own; return (pid, our end)."""
     pid, master = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would stay ignored, and nothing could trap it
         os.execvp(argv[0], argv)
     return pid, master
 
