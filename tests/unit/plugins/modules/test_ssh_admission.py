@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ansible_collections.bulwark.hardening.plugins.module_utils import way_in as entrance
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve
 from ansible_collections.bulwark.hardening.plugins.modules import ssh_admission as module
 
@@ -27,9 +28,9 @@ def world(monkeypatch):
     """Make up the processes above and what sshd logged."""
 
     def make(above, log=""):
-        monkeypatch.setattr(module, "ancestors", lambda: above)
-        monkeypatch.setattr(module, "run", lambda argv, timeout=10: log)
-        monkeypatch.setattr(module, "LOGS", "/nonexistent")
+        monkeypatch.setattr(entrance, "ancestors", lambda: above)
+        monkeypatch.setattr(entrance, "run", lambda argv, timeout=10: log)
+        monkeypatch.setattr(entrance, "LOGS", "/nonexistent")
 
     return make
 
