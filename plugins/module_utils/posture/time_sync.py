@@ -10,14 +10,17 @@ followed; the state of a running chronyd is what chronyc says over its local soc
 from __future__ import annotations
 
 import glob
-import grp
 import os
-import pwd
 import re
 import shlex
-import stat
 
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, read, run
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
+    CannotObserve,
+    capable,
+    file_facts,
+    read,
+    run,
+)
 
 CHRONYD = "/usr/sbin/chronyd"
 PACKAGES = ("chrony", "ntp", "ntpsec", "openntpd", "systemd-timesyncd")  # what can be installed to keep the time
@@ -40,7 +43,7 @@ def collect() -> dict:
     directives       the rest of the configuration, {name: arguments}; of a repeated one, the last
     files            list of {path, owner, group, mode, secret}
     listening        addresses open on the ports of a time server
-    tracking         {stratum, offset_seconds, leap, source, source_auth}, only while chronyd runs
+    tracking         {stratum, offset_seconds, uncertainty_seconds, leap, source, source_auth}, only while chronyd runs
     """
     settable = clock_settable(read("/proc/1/status"), read("/proc/self/uid_map"))
     units = blocks(run(["systemctl", "show", "-p", "Id,ActiveState,UnitFileState,MainPID,ExecStart,EnvironmentFiles,Environment",
@@ -98,11 +101,8 @@ def clock_settable(status: str, uid_map: str) -> bool:
 
     A container usually lacks CAP_SYS_TIME; in a user namespace the capability is only for show.
     """
-    bounding = re.search(r"^CapBnd:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    if not bounding:
-        raise CannotObserve("/proc/1/status has no CapBnd")
     whole_machine = uid_map.split() == ["0", "0", "4294967295"]
-    return bool(int(bounding.group(1), 16) >> CAP_SYS_TIME & 1) and whole_machine
+    return capable(status, CAP_SYS_TIME) and whole_machine
 
 
 def blocks(output: str) -> list[dict[str, str]]:
@@ -206,12 +206,7 @@ def files(config: str, keyfile: str) -> list[dict]:
 
 def owned(path: str, secret: bool) -> dict:
     """Return {path, owner, group, mode, secret} of a file; an owner without a name is a number."""
-    about = os.stat(path)
-    try:
-        owner, group = pwd.getpwuid(about.st_uid).pw_name, grp.getgrgid(about.st_gid).gr_name
-    except KeyError:
-        owner, group = str(about.st_uid), str(about.st_gid)
-    return {"path": path, "owner": owner, "group": group, "mode": f"{stat.S_IMODE(about.st_mode):04o}", "secret": secret}
+    return {**file_facts(path), "secret": secret}
 
 
 def listeners(output: str) -> list[str]:
@@ -220,9 +215,10 @@ def listeners(output: str) -> list[str]:
 
 
 def state(tracked: str, selectable: str) -> dict:
-    """Return {stratum, offset_seconds, leap, source, source_auth} from chronyc's reports in CSV.
+    """Return {stratum, offset_seconds, uncertainty_seconds, leap, source, source_auth} from chronyc's reports in CSV.
 
-    ``offset_seconds`` is how far the clock is from what chronyd holds for true, always positive.
+    ``offset_seconds`` is how far the clock is from what chronyd holds for true, always positive; ``uncertainty_seconds`` is how
+    far that may be from the true time at most (root dispersion and half of the root delay, as in RFC 5905).
     """
     fields = tracked.strip().split(",")
     if len(fields) < 14:
@@ -232,6 +228,7 @@ def state(tracked: str, selectable: str) -> dict:
     return {
         "stratum": int(fields[2]),
         "offset_seconds": abs(float(fields[4])),
+        "uncertainty_seconds": round(float(fields[11]) + float(fields[10]) / 2, 9),
         "leap": fields[13],
         "source": selected[0][1] if selected else "",
         "source_auth": bool(selected) and selected[0][2] == "Y",

@@ -106,6 +106,7 @@ def test_running_daemon_is_read(release):
     seen = time_sync.state(fixture(f"{release}-tracking"), fixture(f"{release}-selectdata"))
     assert seen["stratum"] == 4
     assert 0 < seen["offset_seconds"] < 0.001
+    assert seen["uncertainty_seconds"] == {"debian12": 0.000010573, "debian13": 0.000011661}[release]
     assert seen["leap"] == "Normal"
     assert seen["source"] == {"debian12": "ntp-a.test", "debian13": "ntp-b.test"}[release]
     assert seen["source_auth"] is True
