@@ -1,9 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The embedded lab: plain Debian servers that fail the audit, are hardened, and pass it.
+"""The embedded lab: plain Debian machines on two networks that fail the audit, are hardened, and pass it.
 
-Run as ``lab.py run`` (make lab), ``lab.py up`` (only start the plain servers) or ``lab.py down`` (make lab-down).
-The servers are new each time, so that it works from any state. tests/lab uses the same functions.
+    outside  198.18.78.0/24, fd00:b1:78::/64     lab-outsider, lab-member (a workstation with a VPN profile)
+                |                                 lab-gateway between the two, servers with a leg of their own
+    inside   198.18.77.0/24, fd00:b1:77::/64     lab-server-12, lab-server-13, lab-collector; the controller is here, at .1
+    on both                                       lab-time, which tells the time, and lab-duo, which stands in for Duo's service
+
+Run as ``lab.py up`` (only start the plain machines) or ``lab.py down`` (make lab-down); make lab plays story.py on it.
+The machines are new each time, so that it works from any state. The tests use the same functions.
 """
 
 from __future__ import annotations
@@ -13,24 +18,82 @@ import concurrent.futures
 import json
 import os
 import re
+import secrets
+import shlex
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "molecule" / "shared"))
+import duo_service  # noqa: E402
 import machines  # noqa: E402
+import time_service  # noqa: E402
 
-NETWORK = "bulwark-lab"
-SUBNET = "198.18.77.0/24"
-SERVERS = {"lab-server-12": ("debian12", "198.18.77.12"), "lab-server-13": ("debian13", "198.18.77.13")}
+# 198.18.0.0/15 is set aside for test networks (RFC 2544) and fd00::/8 for one's own; nothing real lives there.
+INSIDE, OUTSIDE = "bulwark-lab-inside", "bulwark-lab-outside"
+NETWORKS = {INSIDE: ("198.18.77.", "fd00:b1:77::"), OUTSIDE: ("198.18.78.", "fd00:b1:78::")}
+CONTROLLER = "198.18.77.1"
+
+
+class Machine(NamedTuple):
+    """A machine of the lab: its release, its number on each of its networks, the first of which the controller uses."""
+
+    platform: str
+    number: int
+    networks: tuple[str, ...]
+
+    def address(self, network: str = "", version: int = 4) -> str:
+        """Return the machine's address on a network, or the one that the controller uses."""
+        return f"{NETWORKS[network or self.networks[0]][version == 6]}{self.number}"
+
+
+# Every server has a leg outside, as one with a public address does: what keeps outsiders off must be the server itself.
+SERVERS = {
+    "lab-server-12": Machine("debian12", 12, (INSIDE, OUTSIDE)),
+    "lab-server-13": Machine("debian13", 13, (INSIDE, OUTSIDE)),
+}
+GATEWAY, MEMBER, OUTSIDER, DUO = "lab-gateway", "lab-member", "lab-outsider", "lab-duo"
+COLLECTOR = "lab-collector"  # keeps the trail of the others
+TIME = "lab-time"
+# Two sources have to agree. Here they are the two addresses of one server; a site's are servers of different operators.
+TIME_NAMES = {"time-a.lab": 4, "time-b.lab": 6}
+HOSTS = {  # what the inventory names
+    GATEWAY: Machine("debian12", 2, (INSIDE, OUTSIDE)),
+    **SERVERS,
+    COLLECTOR: Machine("debian13", 6, (INSIDE,)),
+    MEMBER: Machine("debian12", 21, (OUTSIDE,)),
+}
+MACHINES = {
+    **HOSTS,
+    OUTSIDER: Machine("debian12", 22, (OUTSIDE,)),
+    DUO: Machine("debian12", 5, (INSIDE, OUTSIDE)),
+    TIME: Machine("debian13", 4, (INSIDE, OUTSIDE)),
+}
+POOL = {"10.99.0.0/24": 4, "fd00:b1:99::/64": 6}  # addresses of those who come in through the gateway, by IP version
+PERSON = "jdoe"  # has a certificate, a profile on lab-member, and a phone that Duo asks
+INTEGRATION = "DILABLABLABLABLABLAB"  # its secret key is made anew each time: .cache/lab/duo_secret_key
 STATE = ROOT / ".cache" / "lab"
 LOGS = ROOT / ".cache" / "logs"
+# The sealed account's key is made, and printed on a page that stays in .cache/lab here.
+SEAL = ("rotate_break_glass.yml", "-e", f"bulwark_break_glass_dir={STATE}")
 BEAT = 10  # seconds between two signs of life while a playbook runs
 STARTED = time.monotonic()
 
-# What years of use leave on a server that nobody hardens: a root password "for emergencies", a cloud image's switch for
+# Machines that are no hosts of the inventory: options for podman, and the one program that runs there.
+BARE = {
+    OUTSIDER: ("sleep infinity",),
+    DUO: (
+        f"--volume={STATE / 'duo'}:/duo",
+        f"--volume={Path(duo_service.__file__).resolve()}:/duo_service.py:ro",
+        "python3 /duo_service.py serve /duo --bind 0.0.0.0",
+    ),
+}
+
+# What years of use leave on a machine that nobody hardens: a root password "for emergencies", a cloud image's switch for
 # password logins, a shared account, a second name for root, a helpful message for strangers.
 NEGLECT = """
 cat >/etc/ssh/sshd_config.d/50-cloud-init.conf <<'END'
@@ -51,32 +114,115 @@ def say(text: str) -> None:
 
 
 def up() -> None:
-    """Start the plain servers anew, and write the key and the known hosts with which the inventory reaches them."""
+    """Start the plain machines anew, and write the keys and the known hosts with which the inventory reaches them."""
+    down()
     _key, public = machines.key_pair(STATE)
-    machines.build_images(sorted({platform for platform, _address in SERVERS.values()}))
-    if NETWORK not in machines.run("podman", "network", "ls", "--format", "{{.Name}}").split():
-        machines.run("podman", "network", "create", "--subnet", SUBNET, NETWORK)
-
-    def start(name: str) -> str:
-        platform, address = SERVERS[name]
-        options = ("--network", NETWORK, "--ip", address)
-        machines.start(name, platform, public, *options, owner="bulwark-lab", hostname=name)
-        machines.run("podman", "exec", name, "sh", "-ec", NEGLECT)
-        keys = machines.run("podman", "exec", name, "sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub").splitlines()
-        return "".join(f"{address} {' '.join(line.split()[:2])}\n" for line in keys)
-
+    machines.key_pair(STATE / PERSON)
+    prepare_duo()
+    time_service.make_authority(STATE / "time", *TIME_NAMES)
+    machines.build_images(sorted({machine.platform for machine in MACHINES.values()}))
+    for name, (ipv4, ipv6) in NETWORKS.items():
+        # Internal: no route to anywhere else, and no address translation that would make an outsider look like the controller.
+        # This machine is there at .1 only because it is named; podman gives an internal network no gateway by itself.
+        subnets = (
+            "--subnet",
+            f"{ipv4}0/24",
+            "--gateway",
+            f"{ipv4}1",
+            "--ipv6",
+            "--subnet",
+            f"{ipv6}/64",
+            "--gateway",
+            f"{ipv6}1",
+        )
+        machines.run("podman", "network", "create", "--internal", "--disable-dns", *subnets, name)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        (STATE / "known_hosts").write_text("".join(pool.map(start, SERVERS)))
+        bare = [pool.submit(start_bare, name, *words) for name, words in BARE.items()]
+        bare.append(pool.submit(start_time, public))
+        (STATE / "known_hosts").write_text("".join(pool.map(lambda name: start(name, public), HOSTS)))
+        for done in bare:
+            done.result()
+
+
+def prepare_duo() -> None:
+    """Make what the stand-in for Duo's service needs: authorities, certificates, the integration's secret key, its answers."""
+    directory = STATE / "duo"
+    duo_service.make_pki(directory, "duo.lab")
+    skey = secrets.token_hex(20)
+    for path, text in (
+        (STATE / "duo_secret_key", skey),
+        (directory / "integration.json", json.dumps({"ikey": INTEGRATION, "skey": skey})),
+    ):
+        path.touch(mode=0o600)
+        path.write_text(text + "\n")
+    duo()
+
+
+def duo(answer: str = "allow", **more: str) -> None:
+    """Have Duo answer so from now on; ``more`` are other parts of its state (see duo_service.py): certificate, service."""
+    state = STATE / "duo" / "state.json"
+    state.with_suffix(".new").write_text(json.dumps({"answers": {"*": answer}, **more}))
+    state.with_suffix(".new").replace(state)
+
+
+def start(name: str, public: str) -> str:
+    """Start one machine as nobody hardened it, and return its lines for a known_hosts file."""
+    machine = HOSTS[name]
+    options = networking(machine)
+    if name == GATEWAY:
+        options += ["--sysctl=net.ipv4.ip_forward=1", "--sysctl=net.ipv6.conf.all.forwarding=1"]
+    address = machines.start(name, machine.platform, public, *options, owner="bulwark-lab", hostname=name)
+    # No network leads to Debian's archive from here; what roles install waits in the cache, so its lists never are too old.
+    script = (
+        NEGLECT + f"touch /var/lib/apt/lists\ncat >/etc/ssl/lab-duo.pem <<'END'\n{(STATE / 'duo' / 'ca.pem').read_text()}END\n"
+    )
+    if name in SERVERS:  # the way back to those who come in
+        for pool, version in POOL.items():
+            script += f"ip -{version} route add {pool} via {HOSTS[GATEWAY].address(INSIDE, version)}\n"
+    if name == MEMBER:  # its owner's key for the servers
+        key = Path(machines.key_pair(STATE / PERSON)[0]).read_text()
+        script += f"useradd --create-home --shell /bin/bash {PERSON}\ncd /home/{PERSON}\numask 077\n"
+        script += f"cat >id_ed25519 <<'END'\n{key}END\nchown {PERSON} id_ed25519\n"
+    done = machines.finish("podman", "exec", "-i", name, "sh", "-e", data=script)
+    if done.returncode:
+        sys.exit(f"{name} could not be prepared: {done.stderr}")
+    keys = machines.run("podman", "exec", name, "sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub").splitlines()
+    return "".join(f"{address} {' '.join(line.split()[:2])}\n" for line in keys)
+
+
+def start_bare(name: str, *words: str) -> None:
+    """Start a machine that is no host of the inventory: one program, no systemd."""
+    machines.run(
+        "podman", "run", "-d", "--name", name, "--hostname", name, "--label", "owner=bulwark-lab", "--cap-add=NET_ADMIN,NET_RAW",
+        *networking(MACHINES[name]), *words[:-1], machines.image_name(MACHINES[name].platform), *shlex.split(words[-1]),
+    )  # fmt: skip
+
+
+def start_time(public: str) -> None:
+    """Start the server that tells the time, with Network Time Security. It only tells it: no container sets a clock."""
+    machine = MACHINES[TIME]
+    machines.start(TIME, machine.platform, public, *networking(machine), owner="bulwark-lab", hostname=TIME)
+    time_service.serve(TIME, STATE / "time")
+
+
+def networking(machine: Machine) -> list[str]:
+    """Return podman's options that connect a machine: interfaces named after their network, and the names known there."""
+    options = []
+    for network in machine.networks:
+        ends = f"ip={machine.address(network)},ip6={machine.address(network, 6)}"
+        options.append(f"--network={network}:{ends},interface_name={network.rsplit('-', 1)[1]}0")
+    near = machine.networks[0]
+    options += [f"--add-host={name}:{MACHINES[TIME].address(near, version)}" for name, version in TIME_NAMES.items()]
+    return [*options, f"--add-host=duo.lab:{MACHINES[DUO].address(near)}"]
 
 
 def down() -> None:
-    """Remove the servers, their network and their keys."""
-    for name in SERVERS:
-        machines.stop(name)
-    if NETWORK in machines.run("podman", "network", "ls", "--format", "{{.Name}}").split():
-        machines.run("podman", "network", "rm", NETWORK)
-    for path in STATE.glob("*"):
-        path.unlink()
+    """Remove the machines, their networks and their keys, also what a run that was killed left."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(machines.stop, MACHINES))
+    for network in {*NETWORKS, "bulwark-lab"} & set(machines.run("podman", "network", "ls", "--format", "{{.Name}}").split()):
+        machines.run("podman", "network", "rm", network)
+    shutil.rmtree(STATE, ignore_errors=True)
 
 
 def ansible(name: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -111,61 +257,12 @@ def records(run: Path = ROOT / "evidence" / "latest") -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(run.glob("hosts/*.json"))}
 
 
-def scores(evidence: dict[str, dict]) -> str:
-    """Return one line a host: how many controls hold, and what does not."""
-    lines = []
-    for host, record in evidence.items():
-        counts, score = record["counts"], record["score"]["after_exceptions"]
-        share = "  n/a" if score is None else f"{score:5.0%}"
-        told = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in counts if counts[status])
-        lines.append(f"         {host:16} {share}   {told}")
-    return "\n".join(lines)
-
-
-def story() -> int:
-    """Show the whole line: plain servers fail, are hardened, pass; return 0 when every control holds."""
-    say("Starting two plain servers (Debian 12 and 13)")
-    up()
-    say("Auditing them as they are")
-    play("lab-audit-before", "audit.yml")
-    before = records()
-    print(scores(before))
-    say("Hardening them: playbooks/site.yml")
-    play("lab-site", "site.yml")
-    say("Auditing them again")
-    play("lab-audit-after", "audit.yml")
-    after = records()
-    print(scores(after))
-    bad = [
-        f"         {host}: {control['id']} {control['status']}: {control['why']}"
-        for host, record in after.items()
-        for control in record["controls"]
-        if control["status"] in ("fail", "error")
-    ]
-    say("Not every control holds:" if bad or not after else "Every control holds on both.")
-    print("\n".join(bad), end="\n" * bool(bad))
-    width = max(map(len, after), default=4)
-    print(f"\n{'':{width}}  before   after")
-    for host in after:
-        first, last = (run[host]["score"]["after_exceptions"] for run in (before, after))
-        print(f"{host:{width}}  {first or 0:6.0%}  {last or 0:6.0%}")
-    print(f"\nReport:  {(ROOT / 'evidence' / 'latest').resolve() / 'report.html'}")
-    address = SERVERS["lab-server-13"][1]
-    print(f"Look in: ssh -i .cache/lab/id_ed25519 -o UserKnownHostsFile=.cache/lab/known_hosts deploy@{address}")
-    print("Remove:  make lab-down")
-    return 1 if bad or not after else 0
-
-
-def main() -> int:
+def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "up", "down"])
-    action = parser.parse_args().action
-    if action == "run":
-        return story()
-    {"up": up, "down": down}[action]()
-    return 0
+    parser.add_argument("action", choices=["up", "down"])
+    {"up": up, "down": down}[parser.parse_args().action]()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

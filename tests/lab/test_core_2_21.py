@@ -88,7 +88,8 @@ def test_unit_tests_pass():
 
 def test_site_and_audit(plain_server):
     """A plain Debian 12 server, hardened and audited from there: every control passes."""
-    inventory = plain_server(TARGET, "debian12")
+    mine = lab.machines.run("podman", "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", NAME)
+    inventory = plain_server(TARGET, "debian12", [mine])
     packed = subprocess.run(["tar", "-c", "."], cwd=inventory, check=True, capture_output=True).stdout
     controller("mkdir -p /root/inventory && tar -x -C /root/inventory", data=packed)
     play = ".venv/bin/ansible-playbook -i /root/inventory/hosts.json"
