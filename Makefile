@@ -1,8 +1,8 @@
 # What people type. Each target is one call; the scripts say what they do.
 .PHONY: lab lab-down test check bench clean
 
-lab: ## start the embedded lab, show that plain hosts fail, harden them, show that they pass
-	@tools/setup.sh lab && .venv/bin/python tests/lab/lab.py run
+lab: ## start the embedded lab, show that plain hosts fail, harden them, show that they pass and how one gets in
+	@tools/setup.sh lab && .venv/bin/python tests/lab/story.py
 
 lab-down: ## remove the lab
 	@tools/setup.sh lab && .venv/bin/python tests/lab/lab.py down

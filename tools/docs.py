@@ -34,6 +34,16 @@ RELEASES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
 TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "yes or no", "dict": "mapping"}
 LONG = 160  # bounds in more characters than this are shown below the table, too
 SHORT = 48  # a default longer than this many characters is shown below the table, in full
+
+
+def _network_words(bound: Any) -> str:
+    """Say how wide networks may be, and whether the word any may stand for all."""
+    if not isinstance(bound, dict):
+        return ""
+    widest = [f"IPv{version} from /{bound[f'ipv{version}']} on" for version in (4, 6) if bound.get(f"ipv{version}")]
+    return "".join(f", {words}" for words in widest) + (f", or {code('any')}" if bound.get("any") else "")
+
+
 # How a bound reads after "the value": each takes the bound and the unit with its leading space.
 WORDS: dict[str, Callable[[Any, str], str]] = {
     "at_most": lambda b, unit: f"at most {b}{unit.removesuffix('s') if b == 1 else unit}",
@@ -45,6 +55,8 @@ WORDS: dict[str, Callable[[Any, str], str]] = {
     "min_items": lambda b, _: f"at least {b} item{'' if b == 1 else 's'}",
     "max_items": lambda b, _: f"at most {b} item{'' if b == 1 else 's'}",
     "unique": lambda _b, _: "no item twice",
+    "network": lambda b, _: "networks in CIDR notation" + _network_words(b),
+    "disjoint": lambda _b, _: "no networks that overlap",
     "matches": lambda b, _: f"matches {code(b)}",
     "not_matches": lambda b, _: f"does not match {code(b)}",
     "single_line": lambda _b, _: "one line, no control characters",
@@ -358,6 +370,8 @@ def allowed(entry: dict, spec: dict) -> str:
     """Say in words which values a variable may have: its type, the policy's bounds, then the limits."""
     unit = f" {entry['unit']}" if entry.get("unit") else ""
     said = [type_words(spec)]
+    if entry.get("needed"):
+        said.append("must be set")
     if spec.get("choices"):
         said.append("one of " + codes(spec["choices"]))
     said += [f"{WORDS[name](bound, unit)} *(policy)*" for name, bound in (entry.get("bounds") or {}).items()]

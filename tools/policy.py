@@ -36,6 +36,8 @@ PROVABLE = ("enforce", "verify")  # a statement of these classes has a control o
 PLATFORMS = ("server", "workstation", "gateway", "collector", "controller", "macos")
 # How each kind of mapping may have come about; the crosswalk explains the words.
 PROVENANCE = {"hipaa": ("named", "own"), "nist_800_53r5": ("sp800_66r2", "own"), "hitrust": ("named", "own")}
+# Where proofs may be beside the role's own scenario: on machines with kernels of their own, several roles together.
+GUESTS = ("tests/clock/", "tests/trail/")
 RULES_OF_VALUES = ("at_most", "at_least", "equals", "one_of")
 SOURCES = ("policy", "site", "technical")
 # Task keywords that hold an expression without braces around it.
@@ -160,7 +162,8 @@ OPERANDS = {
     **dict.fromkeys(("one_of", "subset_of", "contains"), Seq(Anything)),
     **dict.fromkeys(("min_items", "max_items", "max_length"), int),
     **dict.fromkeys(("matches", "not_matches"), str),
-    **dict.fromkeys(("unique", "single_line", "text", "absolute_path", "not_empty", "date"), bool),
+    **dict.fromkeys(("unique", "single_line", "text", "absolute_path", "not_empty", "date", "disjoint"), bool),
+    "network": (bool, {"ipv4?": int, "ipv6?": int, "any?": bool}),
     "equals": Anything,
 }
 SHAPES = {
@@ -187,6 +190,7 @@ SHAPES = {
                 "why": str,
                 "unit?": str,
                 "statements?": NAMES,
+                "needed?": bool,
                 "bounds?": Map(Anything),
                 "limits?": Map(Anything),
             }
@@ -471,7 +475,11 @@ def not_yet_is_true(tree: Tree) -> Iterator[Problem]:
             message = f"only {', '.join(controls)} satisfies it, but its room is {room}; say under partly what {room} still owes"
             yield Problem(file, name, message)
         applied = {
-            profile for _file, control, _role in tree.controls() if control["id"] in controls for profile in control["profiles"]
+            profile
+            for _file, control, _role in tree.controls()
+            if control["id"] in controls
+            for profile in bounds.PROFILES
+            if bounds.meant_for(control, profile)
         }
         left_out = [platform for platform in statement.get("platforms", []) if platform in {*bounds.PROFILES} - applied]
         if controls and left_out and name not in tree.partly:
@@ -563,15 +571,15 @@ def controls_can_be_judged(tree: Tree) -> Iterator[Problem]:
 
 
 def proofs_exist(tree: Tree) -> Iterator[Problem]:
-    """Each control names at least one proof, in its own role's scenario, that pytest collects."""
+    """Each control names at least one proof, in its own role's scenario or among guests (GUESTS), that pytest collects."""
     for file, control, role in tree.controls():
         name = control["id"]
         for proof in listed(control["proof"]):
             path, _colons, function = proof.partition("::")
             if not function:
                 yield Problem(file, name, f"proof {proof} must be <file>::<test function>")
-            elif not path.startswith(f"molecule/{role.name}/tests/"):
-                yield Problem(file, name, f"proof {proof} is not in molecule/{role.name}/tests/")
+            elif not path.startswith((f"molecule/{role.name}/tests/", *GUESTS)):
+                yield Problem(file, name, f"proof {proof} is not in molecule/{role.name}/tests/ or {', '.join(GUESTS)}")
             elif not (tree.root / path).is_file():
                 yield Problem(file, name, f"proof {proof}: no such file")
             elif proof not in tree.collected:
@@ -842,14 +850,16 @@ RULES = (
 
 def collect(root: Path) -> tuple[set[str], list[Problem]]:
     """Ask pytest, once and without any host, which proofs it would run; return them as file::function, and what failed."""
-    files = sorted(str(path.relative_to(root)) for path in root.glob("molecule/*/tests/test_*.py"))
+    places = ("molecule/*/tests/", *GUESTS)
+    files = sorted(str(path.relative_to(root)) for place in places for path in root.glob(f"{place}test_*.py"))
     if not files:
         return set(), []
     options = ["-q", "--no-header", "--color=no", "--rootdir=.", "--import-mode=importlib", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "--collect-only", *options, *files]
     done = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
     # testinfra adds the host to each name: test_x[ssh://...]
-    found = {line.split("[", 1)[0] for line in done.stdout.splitlines() if "::" in line and line.startswith("molecule/")}
+    named = [line.split("[", 1)[0] for line in done.stdout.splitlines() if "::" in line]
+    found = {name for name in named if name.startswith(("molecule/", *GUESTS))}
     if done.returncode in (0, 5):
         return found, []
     said = " ".join((done.stdout + done.stderr).split())[-600:]

@@ -28,7 +28,10 @@ for part in "$@"; do
         want="$want podman:podman runc:runc netavark:/usr/lib/podman/netavark aardvark-dns:/usr/lib/podman/aardvark-dns"
         want="$want iptables:iptables nftables:nft mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings"
         ;;
-    test) want="$want shellcheck:shellcheck ssh-audit:ssh-audit $browser" ;;
+    test)
+        want="$want shellcheck:shellcheck ssh-audit:ssh-audit $browser"
+        want="$want qemu-system-x86:qemu-system-x86_64 e2fsprogs:mke2fs" # guests, for what needs a kernel of its own
+        ;;
     *) die "unknown part '$part' (lint, lab, test)" ;;
     esac
 done

@@ -17,13 +17,21 @@ from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleE
 from ansible.plugins.action import ActionBase
 from ansible.release import __version__ as ansible_version
 from ansible.template import trust_as_template
-from ansible_collections.bulwark.hardening.plugins.plugin_utils.judge import STATUSES, judge, names_in, tally, unjudged
+from ansible_collections.bulwark.hardening.plugins.plugin_utils.judge import (
+    STATUSES,
+    clock_of,
+    judge,
+    names_in,
+    tally,
+    unjudged,
+)
 from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import (
     PROFILES,
     ROOT,
     PolicyError,
     all_roles,
     controls_of,
+    meant_for,
     options_of,
     read_yaml,
 )
@@ -57,11 +65,13 @@ class ActionModule(ActionBase):
         except PolicyError as exc:
             raise AnsibleActionFail(f"the controls cannot be read: {exc}") from exc
 
-        seen = self._observe(sorted({control["posture"] for control in controls}), task_vars)
+        # What is only meant for other kinds of host is not even looked at.
+        wanted = {control["posture"] for control in controls if meant_for(control, args["profile"])}
+        seen = self._observe(sorted(wanted), task_vars)
         variables = self._role_variables(roles, task_vars)
-        parameters = self._parameters(roles, variables)
+        parameters = self._parameters(roles, variables, task_vars)
         if seen["status"] == "assessed":
-            entries = self._judge(controls, seen, variables, args, task_vars["inventory_hostname"])
+            entries = self._judge(controls, seen, variables, args, task_vars)
         else:
             entries = [unjudged(control, seen["reason"]) for control in controls]
         counts, score = tally(entries)
@@ -111,8 +121,9 @@ class ActionModule(ActionBase):
         variables.update({name: value for name, value in task_vars.items() if name in variables})
         return variables
 
-    def _judge(self, controls: list[dict], seen: dict, variables: dict, args: dict, host: str) -> list[dict]:
-        scope = {**variables, "posture": seen["posture"]}
+    def _judge(self, controls: list[dict], seen: dict, variables: dict, args: dict, task_vars: dict) -> list[dict]:
+        # A role's variable may be made of others of the host, a site's own ones.
+        scope = {**task_vars, **variables, "posture": seen["posture"]}
         templar = self._templar.copy_with_new_env(available_variables=scope)
 
         def evaluate(condition: str) -> bool:
@@ -127,16 +138,15 @@ class ActionModule(ActionBase):
             n for role in {c["id"].split(".")[0] for c in controls} for n, spec in options_of(role).items() if spec.get("no_log")
         }
         plain = {name: "(hidden)" if name in secret else value for name, value in plain.items()}
+        host = task_vars["inventory_hostname"]
         return [
-            judge(
-                control, seen["posture"], seen["errors"], plain, args["profile"], evaluate, args["exceptions"], host, show=show
-            )
+            judge(control, seen["posture"], seen["errors"], plain, args["profile"], evaluate, args["exceptions"], host, show=show)
             for control in controls
         ]
 
-    def _parameters(self, roles: list[str], variables: dict) -> dict:
+    def _parameters(self, roles: list[str], variables: dict, task_vars: dict) -> dict:
         """Return the roles' public variables, resolved; secrets and what only makes sense inside the role are not shown."""
-        templar = self._templar.copy_with_new_env(available_variables=variables)
+        templar = self._templar.copy_with_new_env(available_variables={**task_vars, **variables})
         shown = {}
         for name, spec in (item for role in roles for item in options_of(role).items() if item[0] in variables):
             try:
@@ -163,6 +173,7 @@ class ActionModule(ActionBase):
             },
             "revision": revision(),
             "observed_at": seen.get("observed_at", ""),
+            "clock": clock_of(seen.get("posture", {}), seen.get("observed_at", "")),
             "assessed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "parameters": parameters,
             "controls": entries,

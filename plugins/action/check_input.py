@@ -10,9 +10,12 @@ import datetime
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import (
+    PROFILES,
     PolicyError,
     all_roles,
     exception_problem,
+    roles_for,
+    unset,
     violations,
 )
 
@@ -26,25 +29,27 @@ class ActionModule(ActionBase):
     _supports_async = False
 
     def run(self, tmp=None, task_vars=None):
-        """Return the violations of all roles named; fails when there is one."""
+        """Return the roles and their violations; fails when there is one."""
         result = super().run(tmp, task_vars)
         _result, args = self.validate_argument_spec(
-            argument_spec={"roles": {"type": "list", "elements": "str", "required": True, "aliases": ["role"]}}
+            argument_spec={
+                "roles": {"type": "list", "elements": "str", "aliases": ["role"]},
+                "profile": {"type": "str", "choices": list(PROFILES), "default": "server"},
+            }
         )
-        unknown = sorted(set(args["roles"]) - set(all_roles()))
-        if unknown:
-            raise AnsibleActionFail(f"roles = {unknown}: unknown; known are {', '.join(all_roles())}")
         said = []
         try:
+            roles = roles_for(args["profile"]) if args["roles"] is None else args["roles"]
+            unknown = sorted(set(roles) - set(all_roles()))
+            if unknown:
+                raise AnsibleActionFail(f"roles = {unknown}: unknown; known are {', '.join(all_roles())}")
             exceptions = self._plain("bulwark_exceptions", task_vars) or []
-            said += [
-                problem for e in exceptions if (problem := exception_problem(e, datetime.date.today())) is not None
-            ]
-            for role in args["roles"]:
+            said += [problem for e in exceptions if (problem := exception_problem(e, datetime.date.today())) is not None]
+            for role in roles:
                 said += self._violations(role, task_vars, exceptions)
         except PolicyError as exc:
             raise AnsibleActionFail(f"the policy cannot be read, so nothing may change: {exc}") from exc
-        result["violations"] = said
+        result.update(roles=roles, violations=said)
         if said:
             result.update(failed=True, msg="Refused before anything changed:\n" + "\n".join(f"- {line}" for line in said))
         return result
@@ -59,7 +64,7 @@ class ActionModule(ActionBase):
             except AnsibleError as exc:
                 said.append(f"{name}: cannot be evaluated: {exc}")
         mine["bulwark_foreign_variables"] = self._plain("bulwark_foreign_variables", task_vars)
-        return said + violations(role, mine, exceptions)
+        return said + unset(role, mine) + violations(role, mine, exceptions)
 
     def _plain(self, name: str, task_vars: dict):
         """Return a variable's value with its templates resolved, or None when it is not set."""

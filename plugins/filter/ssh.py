@@ -54,7 +54,7 @@ def ssh_unconfined_machines(accounts: list[dict], declared: list[dict]) -> list[
             said.append(f"{name}: is admitted from {', '.join(strange)}")
         if seen["forwards"]:
             said.append(f"{name}: may forward {', '.join(seen['forwards'])}")
-        if seen["terminal"] != ["no"]:
+        if seen["terminal"] != ["no"] and not wanted.get("terminal"):
             said.append(f"{name}: gets a terminal")
         if wanted.get("command") and seen["forced_command"] != [wanted["command"]]:
             said.append(f"{name}: may run {', '.join(seen['forced_command'])}")

@@ -21,11 +21,15 @@ author:
   - Bulwark contributors (@bulwark)
 options:
   roles:
-    description: Roles whose variables are checked.
+    description: Roles whose variables are checked. Unless given, those that concern hosts of O(profile).
     type: list
     elements: str
-    required: true
     aliases: [role]
+  profile:
+    description: What kind of host this is. A role concerns it when one of the role's controls is meant for this kind.
+    type: str
+    choices: [server, workstation, gateway, collector]
+    default: server
 notes:
   - The variables O(ignore:bulwark_exceptions) and O(ignore:bulwark_foreign_variables) are read from the host's variables.
 attributes:
@@ -47,6 +51,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+roles:
+  description: The roles that were checked, for a play that applies the same ones.
+  type: list
+  elements: str
+  returned: always
 violations:
   description: One message for each violation; the task fails unless it is empty.
   type: list

@@ -67,15 +67,37 @@ import os
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture import accounts, banner, session, ssh, time_sync
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture import (
+    accounts,
+    audit_log,
+    banner,
+    duo,
+    firewall,
+    log_collector,
+    log_forward,
+    log_review,
+    session,
+    ssh,
+    time_sync,
+    vpn_client,
+    vpn_gateway,
+)
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, read, run
 
 COLLECTORS = {
     "accounts": accounts.collect,
+    "audit_log": audit_log.collect,
     "banner": banner.collect,
+    "duo": duo.collect,
+    "firewall": firewall.collect,
+    "log_collector": log_collector.collect,
+    "log_forward": log_forward.collect,
+    "log_review": log_review.collect,
     "session": session.collect,
     "ssh": ssh.collect,
     "time_sync": time_sync.collect,
+    "vpn_client": vpn_client.collect,
+    "vpn_gateway": vpn_gateway.collect,
 }
 
 

@@ -15,12 +15,33 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
-from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import exception_problem
+from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import exception_problem, meant_for
 
 STATUSES = ("pass", "fail", "error", "not_applicable", "exception")
 _PARSER = jinja2.Environment()
 # "X | length == 0" as a whole, where X is one expression (with "or" and "and" it would not be X that has to be empty)
 _SHOULD_BE_EMPTY = re.compile(r"((?:(?!\sor\s|\sand\s).)+?)\s*\|\s*length == 0", re.DOTALL)
+
+
+def clock_of(posture: Mapping[str, Any], observed_at: str) -> dict | None:
+    """Return how right a host's clock was when it was looked at, from the posture of time_sync; None if nobody looked.
+
+    {offset_seconds, uncertainty_seconds, source, synchronised, at}: the clock was ahead or behind by no more than the sum of the
+    first two (None when it follows nobody), so events of two hosts happened in the order of their times if these lie further
+    apart than both sums. A container has no clock of its own: None, for its machine's has to be looked at.
+    """
+    seen = posture.get("time_sync")
+    if not isinstance(seen, Mapping) or not seen.get("clock_settable"):
+        return None
+    tracking = seen.get("tracking") or {}
+    followed = bool(tracking.get("source")) and tracking.get("leap") != "Not synchronised"
+    return {
+        "offset_seconds": tracking["offset_seconds"] if followed else None,
+        "uncertainty_seconds": tracking["uncertainty_seconds"] if followed else None,
+        "source": tracking["source"] if followed else "",
+        "synchronised": followed,
+        "at": observed_at,
+    }
 
 
 def names_in(expression: str) -> tuple[list[str], list[str]]:
@@ -120,7 +141,7 @@ def judge(
         if name in variables:
             entry["variables"][name] = variables[name]
 
-    if profile not in control["profiles"]:
+    if not meant_for(control, profile):
         return {**entry, "status": "not_applicable", "why": f"Meant for {', '.join(control['profiles'])}; this is a {profile}."}
     if collector in errors:
         return {**entry, "why": f"Could not be observed: {errors[collector]}"}

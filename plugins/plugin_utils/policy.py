@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILES = ("server", "workstation", "gateway")
+PROFILES = ("server", "workstation", "gateway", "collector")
+SERVERS = ("collector",)  # kinds of server: what is meant for every server is meant for them, too
 EXCEPTION_KEYS = {"approver", "approver_role", "reason", "compensating", "ticket", "expires"}
 
 # Control characters, C1 included; the first keeps newline and tab for texts of several lines.
@@ -51,6 +53,16 @@ def controls_of(role: str, root: Path = ROOT) -> list[dict]:
     if not isinstance(data, Mapping) or not isinstance(data.get("controls"), list):
         raise PolicyError(f"roles/{role}/meta/controls.yml: expected a mapping with a list 'controls'")
     return data["controls"]
+
+
+def meant_for(control: Mapping, profile: str) -> bool:
+    """Return whether a control is meant for hosts of a profile."""
+    return profile in control["profiles"] or (profile in SERVERS and "server" in control["profiles"])
+
+
+def roles_for(profile: str, root: Path = ROOT) -> list[str]:
+    """Return the roles that concern hosts of a profile, sorted: those with a control that is meant for it."""
+    return [role for role in all_roles(root) if any(meant_for(control, profile) for control in controls_of(role, root))]
 
 
 def options_of(role: str, root: Path = ROOT) -> dict[str, dict]:
@@ -105,6 +117,43 @@ def _is_date(value: Any) -> bool:
         return False
 
 
+def _network(value: Any, bound: Any) -> str | None:
+    """Return what each item should have been: a network in CIDR notation, no wider than the bound's ``ipv4`` and ``ipv6`` say.
+
+    The bound is true, or a mapping with the shortest prefixes that are allowed, and ``any: true`` where the word any may stand.
+    """
+    widest = bound if isinstance(bound, Mapping) else {}
+    for item in _items(value) if bound else ():
+        if item == "any" and widest.get("any"):
+            continue
+        try:
+            if "/" not in str(item):
+                raise ValueError
+            network = ipaddress.ip_network(str(item))
+        except ValueError:
+            either = " (or any)" if widest.get("any") else ""
+            return f"must be networks in CIDR notation without host bits, such as 192.0.2.0/24{either}"
+        least = widest.get(f"ipv{network.version}", 0)
+        if network.prefixlen < least:
+            return f"must be networks of /{least} or smaller (IPv{network.version})"
+    return None
+
+
+def _disjoint(value: Any, bound: Any) -> str | None:
+    """Return that networks overlap, if two of them do; what is no network is another bound's business."""
+    found = []
+    for item in _items(value) if bound else ():
+        try:
+            network = ipaddress.ip_network(str(item), strict=False)
+        except ValueError:
+            continue
+        for other in found:
+            if other.version == network.version and other.overlaps(network):
+                return f"must not overlap, as {other} and {network} do"
+        found.append(network)
+    return None
+
+
 def _listed(items: Iterable) -> str:
     return ", ".join(str(item) for item in items)
 
@@ -136,6 +185,8 @@ BOUNDS = {
         else "must be an absolute path without '..'"
     ),
     "not_empty": lambda v, b: None if not b or (v not in ("", None) and v != [] and v != {}) else "must not be empty",
+    "network": _network,
+    "disjoint": _disjoint,
     "date": lambda v, b: None if not b or _is_date(v) else "must be a date written YYYY-MM-DD",
 }
 
@@ -179,6 +230,14 @@ def _values_at(variables: Mapping[str, Any], path: str) -> Iterator[tuple[str, A
             deeper += [(f"{w}.{key}", e[key]) for w, e in entries if isinstance(e, Mapping) and e.get(key) is not None]
         found = deeper
     yield from found
+
+
+def unset(role: str, variables: Mapping[str, Any], root: Path = ROOT) -> list[str]:
+    """Return one message for each variable that has no default which would do and is not set; none if the role is taken back."""
+    if variables.get(f"{role}_state") == "absent":
+        return []
+    needed = {name: entry for name, entry in parameters_of(role, root).items() if entry.get("needed")}
+    return [f"{name} is not set: must be ({_origin(entry, root)})" for name, entry in needed.items() if not variables.get(name)]
 
 
 def violations(

@@ -113,8 +113,8 @@ def stand_in(host: str, run_id: str, status: str, reason: str, controls: Sequenc
     counts, score = tally(controls)
     return {
         "schema": HOST_SCHEMA, "run_id": run_id, "host": host, "status": status, "reason": reason, "profile": "", "roles": [],
-        "identity": {}, "tool": {}, "revision": "", "observed_at": "", "assessed_at": "", "controls": list(controls),
-        "posture": {}, "posture_errors": {}, "counts": counts, "score": score,
+        "identity": {}, "tool": {}, "revision": "", "observed_at": "", "clock": None, "assessed_at": "",
+        "controls": list(controls), "posture": {}, "posture_errors": {}, "counts": counts, "score": score,
     }  # fmt: skip
 
 
@@ -169,6 +169,8 @@ def _complete(record: Mapping) -> dict:
     whole = {**stand_in(record["host"], record["run_id"], record["status"], ""), **record}
     if not isinstance(whole["identity"], Mapping):
         whole["identity"] = {}
+    if not isinstance(whole["clock"], Mapping):
+        whole["clock"] = None
     optional = {"title": "", "role": "", "why": "", "source": "", "remedy": "", "exception": None}
     lists = {"statements": [], "expected": [], "proof": [], "observed": {}, "variables": {}}
     whole["controls"] = [{**optional, **lists, **control} for control in record["controls"]]
@@ -281,6 +283,20 @@ def visible(text: str) -> str:
 def percent(score: float | None) -> str:
     """Return a score in whole per cent, rounded down: only a perfect one is 100 %."""
     return "none" if score is None else f"{math.floor(score * 100 + 1e-9)} %"
+
+
+def clock_text(clock: Mapping | None) -> str:
+    """Return how far off a clock was, for people: "0.04 ms ± 12 ms", "Not synchronised", or nothing when nobody looked."""
+    if not clock:
+        return ""
+    numbers = [clock.get("offset_seconds"), clock.get("uncertainty_seconds")]
+    if clock.get("synchronised") is not True or not all(_is_number(number) for number in numbers):
+        return "Not synchronised"
+    return " ± ".join(f"{number:.3g} s" if abs(number) >= 1 else f"{number * 1000:.3g} ms" for number in numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def as_text(value: Any) -> str:
@@ -433,7 +449,7 @@ def render(run: Mapping[str, Any], records: Sequence[Mapping], template: str, re
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, shown=_shown, csp_hash=_csp_hash, policy_of=policy_of)
+    environment.filters.update(percent=percent, clock_text=clock_text, shown=_shown, csp_hash=_csp_hash, policy_of=policy_of)
     policies = _groups(records, lambda control: map(policy_of, control["statements"]))
     statements = _groups(records, lambda control: control["statements"])
     return environment.from_string(template).render(

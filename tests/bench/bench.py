@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Measure against peers, side by side on this machine in one run, and write the ratios to docs/benchmarks.md (make bench).
+"""Measure side by side on this machine in one run, and write the ratios to docs/benchmarks.md (make bench).
+
+    bench.py [unchanged] [audits] [access] [trail]     these parts; all unless named. The other parts of the page stay.
 
 BULWARK_BENCH_DEVSEC names a collections directory that holds devsec.hardening and the collections it needs
 (ansible-galaxy collection install devsec.hardening -p DIRECTORY); without it that peer is not measured. Lynis is installed in
@@ -9,6 +11,7 @@ a container, from Debian. Nothing of either is part of this project.
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import json
 import os
@@ -16,14 +19,17 @@ import re
 import statistics
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "lab")]
 import lab  # noqa: E402
+import trail  # noqa: E402
+import way_in  # noqa: E402
+from page import one_in, paragraph  # noqa: E402
 
+PARTS = ("unchanged", "audits", "access", "trail")
 STATE = ROOT / ".cache" / "bench"
 OUTPUT = ROOT / "docs" / "benchmarks.md"
 PLATFORM = "debian13"
@@ -69,8 +75,8 @@ class Hosts:
         directory = STATE / f"inventory-{len(names)}-{names[0]}"
         (directory / "group_vars").mkdir(parents=True, exist_ok=True)
         (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
-        site = (ROOT / "inventories" / "lab" / "group_vars" / "all.yml").read_text()
-        (directory / "group_vars" / "all.yml").write_text(site)
+        site = (ROOT / "inventories" / "lab" / "group_vars" / "all" / "site.yml").read_text()
+        (directory / "group_vars" / "all.yml").write_text(site + f"bulwark_roles: {json.dumps(FIVE)}\n")
         return str(directory / "hosts.json")
 
     def stop(self) -> None:
@@ -200,38 +206,217 @@ def audits(hosts: Hosts) -> list[str]:
     ]
 
 
-def paragraph(text: str) -> str:
-    """Return a text in lines as long as those of the other documents."""
-    return textwrap.fill(text, 120)
+# --- the way in ----------------------------------------------------------------------------------------------------------
+
+SERVER = "lab-server-13"
+TUNNEL = "openvpn-client@bulwark.service"
+FIVE = ["accounts", "ssh", "session", "banner", "time_sync"]
+IPERF = 5201
+TOUCH = """
+- name: Change a file of sshd
+  ansible.builtin.copy:
+    dest: /etc/ssh/sshd_config.d/99-bench.conf
+    content: "# {{ now().timestamp() }}"
+    mode: "0600"
+"""
+NOTHING = """
+- name: Change nothing
+  ansible.builtin.command: {argv: ["true"]}
+  changed_when: false
+"""
 
 
-def one_in(ratio: float) -> str:
-    """Return a ratio as people say it: 1/37."""
-    return f"1/{1 / ratio:.0f}" if ratio <= 0.4 else f"{ratio:.2f}"
+def median(measure) -> float:
+    """Return the median of some measurements, each in seconds or whatever ``measure()`` returns."""
+    return statistics.median(measure() for _turn in range(REPEATS))
 
 
-def main() -> None:
-    """Measure, write, clean up."""
-    hosts = Hosts()
-    lab.LOGS.mkdir(parents=True, exist_ok=True)
-    lab.machines.build_images([PLATFORM])
+def wall(action) -> float:
+    """Return how many seconds something takes."""
+    begin = time.monotonic()
+    action()
+    return time.monotonic() - begin
+
+
+def access() -> list[str]:
+    """Return the sections about the way in, measured on the hardened lab."""
+    lab.say("the lab, hardened")
+    lab.up()
+    lab.play("bench-lab-site", "site.yml")
+    server = lab.SERVERS[SERVER]
     try:
-        lines = [*hardening(hosts, os.environ.get("BULWARK_BENCH_DEVSEC", "")), *audits(hosts)]
+        return [*runs(), *tunnels(server), *logins(server)]
     finally:
-        hosts.stop()
+        lab.down()
+
+
+def runs() -> list[str]:
+    """Return the section about what access rooms and guard add to a run."""
+    lab.say("unchanged runs, with and without the access rooms; what the guard adds")
+    one = ("--limit", SERVER)
+    five = ("-e", json.dumps({"bulwark_roles": FIVE}))
+    whole = median(lambda: playbook("access-all", "playbooks/site.yml", *one)[0])
+    narrow = median(lambda: playbook("access-five", "playbooks/site.yml", *one, *five)[0])
+    bare = STATE / "bare.yml"
+    bare.write_text(json.dumps([{
+        "hosts": SERVER, "become": True, "gather_facts": False,
+        "tasks": [{"name": "The change", "ansible.builtin.include_tasks": "{{ bulwark_change }}"}],
+    }]))  # fmt: skip
+    added = {}
+    for name, tasks in (("nothing", NOTHING), ("something", TOUCH)):
+        change = STATE / f"change-{name}.yml"
+        change.write_text(tasks)
+        words = ("-e", f"bulwark_change={change}", "-e", f"bulwark_hosts={SERVER}")
+        guarded = median(lambda words=words: playbook("access-guarded", "playbooks/guarded.yml", *words)[0])
+        added[name] = guarded - median(lambda words=words: playbook("access-bare", str(bare), *words)[0])
+    return [
+        "## The guard, and the rooms of the way in",
+        "",
+        paragraph(
+            "On one hardened Debian 13 server of the lab. The first line is a run of `playbooks/site.yml` that changes "
+            "nothing, with all rooms of a server, compared with the five that do not concern the way in. The others are "
+            "what `playbooks/guarded.yml` takes longer than the same tasks without it, compared with that whole run: "
+            "arming, looking for differences, and after a change the new connection."
+        ),
+        "",
+        "| | ratio |",
+        "|---|--:|",
+        f"| unchanged run of all rooms, of the time of five | {whole / narrow:.2f} |",
+        f"| guard around nothing, of the time of an unchanged run | {one_in(added['nothing'] / whole)} |",
+        f"| guard around a change, of the time of an unchanged run | {one_in(added['something'] / whole)} |",
+        "",
+    ]
+
+
+def tunnels(server: lab.Machine) -> list[str]:
+    """Return the section about throughput: a member to a server, through the tunnel and past it."""
+    lab.say("throughput of the tunnel")
+    for machine in (lab.MEMBER, SERVER):
+        way_in.have(machine, "iperf3")
+    # Only for this: the port of the measuring program, on the server and through the gateway.
+    for machine, chain in ((SERVER, "input"), (lab.GATEWAY, "forward")):
+        way_in.on(machine, f"nft insert rule inet bulwark {chain} tcp dport {IPERF} accept")
+    if (ended := way_in.tunnel()) != "up":
+        sys.exit(f"no tunnel: {ended}")
+    lab.machines.run("podman", "exec", SERVER, "iperf3", "--server", "--daemon", "--port", str(IPERF))
+
+    def rate(network: str, *options: str) -> float:
+        words = f"iperf3 --json --time 4 --port {IPERF} --client {server.address(network)} {' '.join(options)}"
+        done = way_in.on(lab.MEMBER, words)
+        return json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]
+
+    ratios = {}
+    for name, options in (("to the server", ()), ("from the server", ("--reverse",))):
+        through = median(lambda options=options: rate(lab.INSIDE, *options))
+        ratios[name] = through / median(lambda options=options: rate(lab.OUTSIDE, *options))
+    way_in.close_tunnel()
+    return [
+        "## Throughput of the tunnel",
+        "",
+        paragraph(
+            "One TCP connection between the member's machine and a server, through the tunnel and the gateway, compared "
+            "with the same on the plain network between them (iperf3). All of it runs on one machine, whose plain network "
+            "is its memory; the tunnel's two ends, each one thread of OpenVPN in user space, share its processors. On a "
+            "real line the line is the limit long before."
+        ),
+        "",
+        "| | share of the plain path |",
+        "|---|--:|",
+        *(f"| {name} | {one_in(ratio)} |" for name, ratio in ratios.items()),
+        "",
+    ]
+
+
+def logins(server: lab.Machine) -> list[str]:
+    """Return the section about connection times."""
+    lab.say("connection times")
+
+    def ssh(user: str, key: Path) -> None:
+        ways = "publickey" if user == "deploy" else "publickey,keyboard-interactive"
+        settings = [f"PreferredAuthentications={ways}", f"UserKnownHostsFile={lab.STATE / 'known_hosts'}"]
+        settings += ["IdentitiesOnly=yes", "ControlPath=none"]
+        options = [word for setting in settings for word in ("-o", setting)]
+        argv = ["ssh", "-i", str(key), *options, f"{user}@{server.address()}", "true"]
+        done = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{user} cannot log in: {done.stderr}")
+
+    machine = median(lambda: wall(lambda: ssh("deploy", lab.STATE / "id_ed25519")))
+    person = median(lambda: wall(lambda: ssh(lab.PERSON, lab.STATE / lab.PERSON / "id_ed25519")))
+
+    def dial() -> float:
+        way_in.close_tunnel()
+        # The unit counts as started before anybody was let in; the tunnel's address comes with Duo's yes.
+        up = "until ip -4 address show dev bulwark 2>/dev/null | grep -q inet; do sleep 0.05; done"
+        return wall(lambda: way_in.on(lab.MEMBER, f"systemctl start {TUNNEL}; {up}"))
+
+    opened = median(dial)
+    return [
+        "## Time to connect",
+        "",
+        paragraph(
+            "Duo's stand-in says yes at once, so this is what the machines take, not the person with the telephone. "
+            "Compared with an SSH login of the automation account, which shows a key only."
+        ),
+        "",
+        "| | times a login by key |",
+        "|---|--:|",
+        f"| SSH login of a person, key and Duo | {person / machine:.1f} |",
+        f"| opening the tunnel, certificate and Duo | {opened / machine:.1f} |",
+        "",
+    ]
+
+
+# --- the page ------------------------------------------------------------------------------------------------------------
+
+
+def sections(text: str) -> dict[str, str]:
+    """Return a page's parts by their heading of the second level; what stands before the first is under ""."""
+    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    return {part.split("\n", 1)[0] if part.startswith("## ") else "": part.strip() + "\n" for part in parts}
+
+
+def write(lines: list[str]) -> None:
+    """Put sections into the page, in the place of what they were, as soon as they are measured: a whole run takes long."""
     head = [
         "<!-- Written by tests/bench/bench.py (make bench), not by hand. -->",
         "# Benchmarks",
         "",
         paragraph(
-            f"Ratios, not seconds: everything was measured in one run on one machine ({os.cpu_count()} processor cores), ours "
-            f"and the peers in turns, {REPEATS} times, of which the median counts. `make bench` measures again."
+            f"Ratios, not seconds: the numbers of each section were measured in one run on one machine ({os.cpu_count()} "
+            f"processor cores), ours and what they are compared with in turns, and are medians of {REPEATS}; or once, where a "
+            "section says so. Where there is nothing to compare with, it is what this machine did. `make bench` measures again."
         ),
         "",
     ]
-    OUTPUT.write_text("\n".join([*head, *lines]).rstrip() + "\n")
+    page = sections(OUTPUT.read_text()) if OUTPUT.exists() else {}
+    page.update(sections("\n".join([*head, *lines])))
+    OUTPUT.write_text("\n".join(page.values()))
+    print("\n".join(lines), flush=True)
+
+
+def main() -> None:
+    """Measure what was asked for, put it into the page, clean up."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=PARTS, metavar="PART")
+    parts = parser.parse_args().parts or PARTS
+    hosts = Hosts()
+    lab.LOGS.mkdir(parents=True, exist_ok=True)
+    lab.machines.build_images([PLATFORM])
+    try:
+        if "unchanged" in parts:
+            write(hardening(hosts, os.environ.get("BULWARK_BENCH_DEVSEC", "")))
+        if "audits" in parts:
+            write(audits(hosts))
+        if "access" in parts:
+            write(access())
+        if "trail" in parts:
+            for measure in trail.MEASURES:
+                lab.say(f"the trail: {measure.__name__}")
+                write(measure(STATE / "trail"))
+    finally:
+        hosts.stop()
     lab.say(f"written to {OUTPUT.relative_to(ROOT)}")
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":

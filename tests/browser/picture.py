@@ -13,21 +13,14 @@ import tempfile
 from pathlib import Path
 
 from ansible_collections.bulwark.hardening.tests.unit.sample_run import rendered, sample
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from test_report import CHROMEDRIVER, CHROMIUM, FLAGS
+from conftest import chromium
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "images" / "report.png"
 
 with tempfile.TemporaryDirectory() as folder:
     page = Path(folder, "report.html")
     page.write_text(rendered(sample()), encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, "--hide-scrollbars", "--force-prefers-reduced-motion", f"--user-data-dir={folder}/profile"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER)))
-    try:
+    with chromium(Path(folder, "profile"), "--hide-scrollbars", "--force-prefers-reduced-motion") as driver:
         metrics = {"width": 1280, "height": 1000, "deviceScaleFactor": 1.25, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         driver.get(page.as_uri())
@@ -37,7 +30,5 @@ with tempfile.TemporaryDirectory() as folder:
         bottom = driver.execute_script("return scrollY + arguments[0].nextElementSibling.getBoundingClientRect().bottom", row)
         clip = {"x": 0, "y": 0, "width": 1280, "height": bottom, "scale": 1}
         shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True, "clip": clip})
-    finally:
-        driver.quit()
 TARGET.parent.mkdir(parents=True, exist_ok=True)
 TARGET.write_bytes(base64.b64decode(shot["data"]))

@@ -17,17 +17,10 @@ from pathlib import Path
 import pytest
 from ansible_collections.bulwark.hardening.tests.unit.sample_run import big, record, rendered, sample, tallied
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
-
-CHROMIUM, CHROMEDRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--window-size=1280,1000",
-)  # fmt: skip
 
 
 class Page:
@@ -96,22 +89,6 @@ class Page:
         ]
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    for program, package in ((CHROMIUM, "chromium"), (CHROMEDRIVER, "chromium-driver")):
-        if not program.exists():
-            pytest.fail(f"{program} is missing: apt-get install {package}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER)))
-    browser.set_script_timeout(60)
-    yield browser
-    browser.quit()
-
-
 @pytest.fixture
 def page(driver: webdriver.Chrome, tmp_path: Path) -> Iterator[Page]:
     """Give a page to open; afterwards nothing may have been complained about or asked from elsewhere."""
@@ -139,6 +116,16 @@ def test_first_view_tells_the_result(report):
     assert "portal-1" in first.text and "Unreachable" in first.text and "Connection timed out" in first.text
     assert report.one("output").text == "Showing 57 of 57 control results on 3 of 3 hosts."
     assert report.js("return document.documentElement.scrollWidth <= innerWidth"), "no sideways scrolling"
+
+
+def test_clocks_of_the_hosts_are_told(report):
+    """Whose clock was how far off, by which source: what is needed to put events of several hosts in order."""
+    cells = report.js(
+        "const t = document.querySelector('section[aria-labelledby=hosts] table');"
+        "const at = [...t.tHead.rows[0].cells].findIndex(c => c.textContent === 'Clock off by');"
+        "return [...t.tBodies[0].rows].map(r => r.cells[at].innerText.split(/\\s*\\n\\s*/))"
+    )
+    assert cells == [["\u2013"], ["Not synchronised"], ["0.042 ms \u00b1 12.4 ms", "ntp1.juniper.example"]]
 
 
 def test_status_filter(report):

@@ -30,6 +30,40 @@ def user(**more: object) -> dict:
     return {"accounts_users": [{**USER, **more}]}
 
 
+def service(**more: object) -> dict:
+    """Return variables that declare one service, with something wrong about it."""
+    return {"firewall_services": [{"name": "web", "ports": ["tcp/443"], "from": ["any"], "reason": "r", **more}]}
+
+
+def forward(**more: object) -> dict:
+    """Return variables that declare one forward, with something wrong about it."""
+    whole = {"name": "f", "from": ["10.0.0.0/24"], "to": ["10.1.0.0/24"], "ports": ["tcp/22"], "reason": "r"}
+    return {"firewall_forwards": [{**whole, **more}]}
+
+
+def trail(**variables) -> dict:
+    """Return the variables of a collector, some of them as given."""
+    return {"log_collector_retention_approver": "Records committee", **variables}
+
+
+def duo(**more: object) -> dict:
+    """Return variables of role duo that would do, but for what is given."""
+    keys = {"duo_host": "api-12345678.duosecurity.com", "duo_integration_key": "DI" + "X" * 18, "duo_secret_key": "a" * 40}
+    return {"bulwark_roles": ["duo"], **keys, **more}
+
+
+
+def review(**more: object) -> dict:
+    """Return variables of a collector whose trail is reviewed, with something wrong about it."""
+    return {"bulwark_roles": ["log_review"], "bulwark_profile": "collector", "log_review_reviewers": ["rita"], **more}
+
+
+def rule(**more: object) -> dict:
+    """Return variables that add one rule to the review, with something wrong about it."""
+    whole = {"id": "mine", "title": "t", "severity": "low", "select": {"kind": "sudo"}}
+    return review(log_review_site_rules=[{**whole, **more}])
+
+
 # (variables of the host, what the refusal must say)
 CASES: list[tuple[dict, list[str]]] = [
     # laxer than the policy
@@ -95,6 +129,33 @@ CASES: list[tuple[dict, list[str]]] = [
     ({"time_sync_max_offset_seconds": "little"}, ["time_sync_max_offset_seconds = 'little'", "must be float"]),
     ({"time_sync_authentication": "maybe"}, ["time_sync_authentication = 'maybe'", "MA-12.1"]),
     ({"banner_owner": ["Clinic"]}, ["banner_owner = ['Clinic']", "a list where text is meant", "WTH-7.8-7d"]),
+    # the VPN
+    ({"vpn_gateway_idle_seconds": 1801}, ["vpn_gateway_idle_seconds = 1801", "at most 1800 seconds", "WTH-7.2.1-12c"]),
+    ({"vpn_gateway_idle_seconds": 0}, ["vpn_gateway_idle_seconds = 0", "at least 30 seconds", "WTH-7.2.1-12c"]),
+    ({"vpn_gateway_activity_bytes": 1}, ["vpn_gateway_activity_bytes = 1", "at least 500 bytes", "WTH-7.2.1-12c"]),
+    ({"vpn_gateway_session_seconds_max": 604800}, ["vpn_gateway_session_seconds_max", "at most 86400 seconds", "MA-1.8"]),
+    ({"vpn_gateway_ciphers": ["AES-128-GCM"]}, ["vpn_gateway_ciphers", "AES-128-GCM", "may only hold", "WTH-7.2.1-12b"]),
+    ({"vpn_gateway_ciphers": ["ROT13"]}, ["vpn_gateway_ciphers", "ROT13", "may only hold", "WTH-7.2.1-12b"]),
+    ({"vpn_gateway_ciphers": []}, ["vpn_gateway_ciphers = []", "at least 1 item", "WTH-7.2.1-12b"]),
+    ({"vpn_gateway_network": "10.99.0.0"}, ["vpn_gateway_network = '10.99.0.0'", "must match", "WTH-7.2.1-12"]),
+    ({"vpn_gateway_network": "10.99.0.300/24"}, ["vpn_gateway_network", "must match", "WTH-7.2.1-12"]),
+    ({"vpn_gateway_network": "8.8.8.0/24"}, ["vpn_gateway_network = '8.8.8.0/24'", "must match", "WTH-7.2.1-12"]),
+    ({"vpn_gateway_network6": "2001:db8::/64"}, ["vpn_gateway_network6", "must match", "WTH-7.2.1-12"]),
+    ({"vpn_gateway_routes": ["0.0.0.0/0"]}, ["vpn_gateway_routes", "0.0.0.0/0", "must match", "WTH-7.2.1-12"]),
+    ({"vpn_gateway_routes": ["::/0"]}, ["vpn_gateway_routes", "::/0", "must match", "WTH-7.2.1-12"]),
+    ({"vpn_gateway_users": [{"name": "*"}]}, ["vpn_gateway_users[0].name = '*'", "must match", "WTH-7.2.1-2"]),
+    ({"vpn_gateway_users": [{"name": "root"}]}, ["vpn_gateway_users[0].name = 'root'", "must not match", "WTH-7.2.1-2"]),
+    ({"vpn_gateway_users": [{"name": "a/../b"}]}, ["vpn_gateway_users[0].name", "must match", "WTH-7.2.1-2"]),
+    ({"vpn_gateway_users": ["alice"]}, ["vpn_gateway_users", "must be list of dict", "WTH-7.2.1-2"]),
+    ({"vpn_gateway_address": "gw.example\nscript-security 3"}, ["vpn_gateway_address", "must match", "WTH-7.2.1-12"]),
+    ({"vpn_gateway_protocol": "sctp"}, ["vpn_gateway_protocol = 'sctp'", "udp, tcp"]),
+    ({"vpn_gateway_authority_passphrase": "short"}, ["vpn_gateway_authority_passphrase = (hidden)", "must match"]),
+    ({"vpn_gateway_crl_days": 3650}, ["vpn_gateway_crl_days = 3650", "at most 90 days", "WTH-7.2.1-12"]),
+    ({"vpn_client_user": "root"}, ["vpn_client_user = 'root'", "must not match", "WTH-7.2.1-2"]),
+    ({"vpn_client_user": "a b"}, ["vpn_client_user = 'a b'", "must match", "WTH-7.2.1-2"]),
+    ({"vpn_client_gateway": "gw; rm -rf /"}, ["vpn_client_gateway", "must match", "WTH-7.2.1-12"]),
+    ({"vpn_client_factor": "password"}, ["vpn_client_factor = 'password'", "push, ask", "WTH-7.2.1-12"]),
+    ({"vpn_client_pasword": "x"}, ["vpn_client_pasword", "unknown variable of role vpn_client"]),
     # unknown keys
     ({"session_idle_secs": 900}, ["session_idle_secs = 900", "unknown variable of role session", "session_idle_seconds"]),
     ({"ssh_permit_root": True}, ["ssh_permit_root = True", "unknown variable of role ssh"]),
@@ -117,6 +178,47 @@ CASES: list[tuple[dict, list[str]]] = [
     (user(owner="Person:0:0::/root:/bin/sh"), ["accounts_users[0].owner", "must match", "WTH-7.5-1"]),
     (user(authorized_keys=["ssh-ed25519 AAAA\nssh-ed25519 BBBB"]), ["accounts_users[0].authorized_keys", "one line"]),
     (user(ticket="T-1\x07"), ["accounts_users[0].ticket", "one line"]),
+    # the firewall
+    ({"firewall_management_addresses": ["0.0.0.0/0"]}, ["firewall_management_addresses", "/24 or smaller", "WTH-7.2.1-12"]),
+    ({"firewall_management_addresses": ["::/0"]}, ["firewall_management_addresses", "/64 or smaller", "WTH-7.2.1-12"]),
+    ({"firewall_management_addresses": ["10.0.0.0/16"]}, ["firewall_management_addresses", "/24 or smaller", "WTH-7.2.1-12"]),
+    ({"firewall_management_addresses": ["10.0.0.300/32"]}, ["firewall_management_addresses", "CIDR", "WTH-7.2.1-12"]),
+    ({"firewall_management_addresses": ["controller.example"]}, ["firewall_management_addresses", "CIDR", "WTH-7.2.1-12"]),
+    ({"firewall_vpn_networks": ["any"]}, ["firewall_vpn_networks", "CIDR", "WTH-7.2.1-12"]),
+    ({"firewall_vpn_networks": ["10.99.0.1/24"]}, ["firewall_vpn_networks", "without host bits", "WTH-7.2.1-12"]),
+    ({"firewall_vpn_networks": ["10.0.0.0/8"]}, ["firewall_vpn_networks", "/16 or smaller", "WTH-7.2.1-12"]),
+    ({"firewall_vpn_networks": ["10.99.0.0/24", "10.99.0.128/25"]}, ["firewall_vpn_networks", "must not overlap"]),
+    ({"firewall_vpn_interfaces": ["vpn0; drop"]}, ["firewall_vpn_interfaces", "must match"]),
+    (service(ports=["443"]), ["firewall_services[0].ports", "must match", "MA-15.1.6"]),
+    (service(ports=[]), ["firewall_services[0].ports", "at least 1 item", "MA-15.1.6"]),
+    (service(ports=["tcp/443 accept"]), ["firewall_services[0].ports", "must match"]),
+    (service(**{"from": ["0.0.0.0/0"]}), ["firewall_services[0].from", "/1 or smaller", "MA-13.2.3"]),
+    (service(**{"from": []}), ["firewall_services[0].from", "at least 1 item", "MA-13.2.3"]),
+    (service(name='web" accept'), ["firewall_services[0].name", "must match"]),
+    (service(reason=""), ["firewall_services[0].reason", "must not be empty"]),
+    (service(source=["any"]), ["firewall_services", "source", "MA-13.2.3"]),
+    (forward(to=["servers"]), ["firewall_forwards[0].to", "CIDR", "WTH-7.4-2a"]),
+    (forward(ports=["any"]), ["firewall_forwards[0].ports", "must match", "WTH-7.4-2a"]),
+    ({"firewall_container_interfaces": ["*"]}, ["firewall_container_interfaces", "must match"]),
+    ({"firewall_wireless_networks": ["0.0.0.0/0"]}, ["firewall_wireless_networks", "/8 or smaller", "WTH-7.9-4d"]),
+    ({"firewall_out": "closed"}, ["firewall_out = 'closed'", "open, declared"]),
+    ({"firewall_new_connections_per_second": 0}, ["firewall_new_connections_per_second = 0", "at least 5", "WTH-7.4-2c"]),
+    ({"firewall_log_per_second": 100000}, ["firewall_log_per_second = 100000", "at most 1000 lines", "MA-11.5"]),
+    # the audit trail
+    ({"audit_log_class": "low"}, ["audit_log_class = 'low'", "baseline, high", "MA-5.1"]),
+    ({"audit_log_immutable": False}, ["audit_log_immutable = False", "must be True", "MA-6.4-adm"]),
+    ({"audit_log_sensitive_paths": ["srv/patients"]}, ["audit_log_sensitive_paths", "absolute path", "UMDNJ-A-1a"]),
+    ({"audit_log_sensitive_paths": ["/usr"]}, ["audit_log_sensitive_paths", "must not match", "UMDNJ-A-1a"]),
+    ({"audit_log_sensitive_paths": ["/srv/x -F key=y"]}, ["audit_log_sensitive_paths", "must match", "UMDNJ-A-1a"]),
+    ({"audit_log_personal_paths": []}, ["audit_log_personal_paths = []", "at least 1 item", "HMS-PRO-6"]),
+    ({"audit_log_extra_rules": ["-D"]}, ["audit_log_extra_rules", "'-D'", "must match", "MA-6.4-adm"]),
+    ({"audit_log_extra_rules": ["-a never,exit -S all"]}, ["audit_log_extra_rules", "must match", "MA-6.4-adm"]),
+    ({"audit_log_extra_rules": ["-w /srv -p w -k mine\n-e 0"]}, ["audit_log_extra_rules", "must match", "MA-6.4-adm"]),
+    ({"audit_log_backlog": 64}, ["audit_log_backlog = 64", "at least 8192 events", "MA-6.1"]),
+    ({"audit_log_files": 1}, ["audit_log_files = 1", "at least 2 files", "MA-6.1"]),
+    ({"audit_log_when_unable": "panic"}, ["audit_log_when_unable = 'panic'", "keep_running, halt", "MA-6.1"]),
+    ({"audit_log_queue": 100000}, ["audit_log_queue = 100000", "at most 99999 events"]),
+    ({"audit_log_imutable": True}, ["audit_log_imutable", "unknown variable of role audit_log"]),
     # exceptions that do not count
     (
         {"session_idle_seconds": 3600, "bulwark_exceptions": [{"parameter": "session_idle_seconds", "approver": "x"}]},
@@ -134,16 +236,86 @@ CASES: list[tuple[dict, list[str]]] = [
         },
         ["session_idle_seconds = 3600", "expired on 2020-01-01"],
     ),
+    # the second factor
+    (duo(duo_host=""), ["duo_host = ''", "must match", "WTH-7.2.1-12a"]),
+    (duo(duo_host="10.0.0.1"), ["duo_host = '10.0.0.1'", "must match", "WTH-7.2.1-12a"]),
+    (duo(duo_host="https://api-12345678.duosecurity.com"), ["duo_host = 'https:", "must match", "WTH-7.2.1-12a"]),
+    (duo(duo_host="api.example\nfailmode = safe"), ["duo_host", "must match"]),
+    (duo(duo_integration_key="DI123"), ["duo_integration_key", "must match", "WTH-7.2.1-12a"]),
+    (duo(duo_secret_key=""), ["duo_secret_key = (hidden)", "must match", "WTH-7.2.1-12a"]),
+    (duo(duo_secret_key="a" * 39 + "\n"), ["duo_secret_key = (hidden)", "must match", "WTH-7.2.1-12a"]),
+    (duo(duo_ca_file="certs.pem"), ["duo_ca_file = 'certs.pem'", "absolute path"]),
+    (duo(duo_https_timeout_seconds=0), ["duo_https_timeout_seconds = 0", "at least 2 seconds"]),
+    (duo(duo_prompts=9), ["duo_prompts = 9", "at most 3 factors"]),
+    (duo(duo_sudo_timestamp_minutes=-1), ["duo_sudo_timestamp_minutes = -1", "at least 0 minutes", "WTH-7.2.1-12a"]),
+    (duo(duo_sudo_timestamp_minutes=60), ["duo_sudo_timestamp_minutes = 60", "at most 15 minutes"]),
+    (
+        duo(duo_exempt_services=[{"name": "sudo", "reason": "It is tiresome"}]),
+        ["duo_exempt_services[0].name = 'sudo'", "must not match", "WTH-7.2.1-12"],
+    ),
+    (duo(duo_automation_accounts=[{"name": "root", "reason": "r"}]), ["duo_automation_accounts[0].name = 'root'", "not match"]),
+    (duo(duo_break_glass={"name": "sealed", "from": []}), ["duo_break_glass.from = []", "at least 1 item", "UMDNJ-D-1e"]),
+    (duo(duo_break_glass={"name": "sealed", "from": ["0.0.0.0/0"]}), ["duo_break_glass.from", "must match", "UMDNJ-D-1e"]),
+    (duo(duo_break_glass={"name": "%wheel", "from": ["10.0.0.1/32"]}), ["duo_break_glass.name = '%wheel'", "must match"]),
+    (duo(duo_failmode="safe"), ["duo_failmode = 'safe'", "unknown variable of role duo"]),
+    (duo(duo_groups=["staff"]), ["duo_groups = ['staff']", "unknown variable of role duo"]),
+    # the trail
+    ({"session_idle_seconds": 900}, ["log_forward_collector is not set", "log_forward_collector_address is not set", "MA-6.3"]),
+    ({"log_forward_collector": "trail; reboot"}, ["log_forward_collector", "must match", "MA-6.3"]),
+    ({"log_forward_collector_address": "https://trail.example"}, ["log_forward_collector_address", "must match", "MA-6.3"]),
+    ({"log_forward_collector_address": "trail\nURL=http://x"}, ["log_forward_collector_address", "must match", "MA-6.3"]),
+    ({"log_forward_journal_max_mib": 1}, ["log_forward_journal_max_mib = 1", "at least 16 MiB", "MA-6.3"]),
+    ({"log_forward_sync_seconds": 300}, ["log_forward_sync_seconds = 300", "at most 60 seconds", "MA-6.3"]),
+    ({"log_forward_burst_events": 10}, ["log_forward_burst_events = 10", "must match", "MA-6.3"]),
+    ({"log_forward_lag_seconds": 86400}, ["log_forward_lag_seconds = 86400", "at most 3600 seconds", "MA-6.3"]),
+    ({"log_forward_heartbeat_seconds": 3600}, ["log_forward_heartbeat_seconds = 3600", "at most 60 seconds", "MA-6.3"]),
+    ({"log_forward_tls": False}, ["log_forward_tls", "unknown variable of role log_forward"]),
+    ({"log_collector_port": 19532}, ["log_collector_addresses is not set", "log_collector_hosts is not set", "MA-6.3"]),
+    (trail(log_collector_hosts=["../etc"]), ["log_collector_hosts", "must match", "MA-7"]),
+    (trail(log_collector_hosts=["*"]), ["log_collector_hosts", "must match", "MA-7"]),
+    (trail(log_collector_hosts="ward-1 ward-2"), ["log_collector_hosts", "must match", "MA-7"]),
+    (trail(log_collector_readers=["root"]), ["log_collector_readers", "must not match", "HMS-SA-1"]),
+    (trail(log_collector_readers=["%staff"]), ["log_collector_readers", "must match", "HMS-SA-3"]),
+    (trail(log_collector_retention_days=7), ["log_collector_retention_days = 7", "at least 30 days", "MA-6"]),
+    (trail(log_collector_retention_approver='A" %n $(id)'), ["log_collector_retention_approver", "must match", "MA-6"]),
+    (trail(log_collector_retention_approver="A\nUser=root"), ["log_collector_retention_approver", "must match", "MA-6"]),
+    (trail(log_collector_directory="/var/log"), ["log_collector_directory = '/var/log'", "must not match", "MA-6.4"]),
+    (trail(log_collector_directory="/var/log/../../etc"), ["log_collector_directory", "absolute path", "MA-6.4"]),
+    (trail(log_collector_port=443), ["log_collector_port = 443", "at least 1024"]),
+    (trail(log_collector_seal_seconds=86400), ["log_collector_seal_seconds = 86400", "at most 3600 seconds", "UMDNJ-A-1c"]),
     # a role nobody knows
     ({"bulwark_roles": ["shh"]}, ["roles = ['shh']", "unknown", "ssh"]),
+    # the trail's review
+    (review(log_review_reviewers=["Rita X"]), ["log_review_reviewers", "Rita X", "must match", "UMDNJ-G-9"]),
+    (review(log_review_reviewers=["root"]), ["log_review_reviewers", "root", "must not match", "UMDNJ-G-9"]),
+    (review(log_review_failed_logins=50), ["log_review_failed_logins = 50", "at most 5 failed logins", "UMDNJ-G-9d"]),
+    (review(log_review_watch_seconds=600), ["log_review_watch_seconds = 600", "at most 30 seconds", "UMDNJ-G-9a"]),
+    (review(log_review_max_days={"server": 365}), ["log_review_max_days.server = 365", "at most 31 days", "MA-5.2"]),
+    (review(log_review_incident_severity="critical"), ["log_review_incident_severity", "one of low, medium, high", "MA-9.3"]),
+    (review(log_review_sensitive_paths=["records"]), ["log_review_sensitive_paths", "absolute path", "UMDNJ-A-1d"]),
+    (review(log_review_mail_to=["-oQ/tmp x@y"]), ["log_review_mail_to", "must match", "site limit"]),
+    (review(log_review_hosts=[{"name": "../etc"}]), ["log_review_hosts[0].name = '../etc'", "must match"]),
+    (review(log_review_digest_calendar="daily\nExecStart=/bin/sh"), ["log_review_digest_calendar", "must match", "MA-7.2"]),
+    (review(log_review_tickets=[{"person": "rita", "ticket": "", "from": "2026-01-01", "to": "soon"}]),
+     ["log_review_tickets[0].ticket = ''", "must not be empty", "HMS-SA-3", "must be a date"]),
+    (rule(severity="awful"), ["log_review_site_rules", "severity", "must be one of"]),
+    (rule(select={}), ["log_review_site_rules[0].select", "must not be empty"]),
+    (rule(id="../x"), ["log_review_site_rules[0].id = '../x'", "must match"]),
+    (rule(count=0), ["log_review_site_rules[0].count = 0", "at least 1"]),
 ]  # fmt: skip
+
+
+def profile(variables: dict) -> str:
+    """Return the profile whose roles look at these variables."""
+    kinds = {"vpn_gateway_": "gateway", "vpn_client_": "workstation", "log_collector_": "collector"}
+    return next((kind for prefix, kind in kinds.items() if any(name.startswith(prefix) for name in variables)), "server")
 
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory) -> dict[str, str]:
     """Run site.yml once over all cases and return what was said of each host."""
     directory = tmp_path_factory.mktemp("bad")
-    hosts = {f"case{n}": variables for n, (variables, _words) in enumerate(CASES)}
+    hosts = {f"case{n}": {"bulwark_profile": profile(variables), **variables} for n, (variables, _words) in enumerate(CASES)}
     reached = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_user": "nobody"}
     (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts, "vars": reached}}))
     done = subprocess.run(
@@ -168,5 +340,7 @@ def test_refused_before_anything_changes(refusals, case):
 
 
 def test_enough_cases():
-    """At least sixty wrong values are tried."""
-    assert len(CASES) >= 60
+    """At least a hundred and forty wrong values are tried, forty of them of the rooms of the way in."""
+    assert len(CASES) >= 140
+    rooms = ("firewall_", "duo_", "vpn_gateway_", "vpn_client_")
+    assert sum(any(name.startswith(rooms) for name in variables) for variables, _words in CASES) >= 40

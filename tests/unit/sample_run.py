@@ -208,6 +208,13 @@ def record(host: str, os_version: str = "13", kernel: str = "6.12.48+deb13-amd64
             "tool": {"collection": "bulwark.hardening", "version": "0.1.0", "ansible_core": "2.19.14", "python": "3.11.2"},
             "revision": "75b367d0c1f24a7be9b6a2b5e83c1e7d9f0a4c11",
             "observed_at": "2026-11-21T08:15:09Z",
+            "clock": {
+                "offset_seconds": 0.000042,
+                "uncertainty_seconds": 0.0124,
+                "source": "ntp1.juniper.example",
+                "synchronised": True,
+                "at": "2026-11-21T08:15:09Z",
+            },
             "assessed_at": "2026-11-21T08:15:10Z",
             "controls": controls,
             "posture": {},
@@ -244,7 +251,8 @@ def sample() -> list[dict]:
                 why="Could not be observed: chronyc -c authdata: 506 Cannot talk to daemon",
             )
     reason = "Unreachable: Failed to connect to the host via ssh: connect to host 10.20.0.14 port 22: Connection timed out"
-    silent.update(status="unreachable", reason=reason, identity={}, observed_at="")
+    drifted["clock"].update(offset_seconds=None, uncertainty_seconds=None, source="", synchronised=False)
+    silent.update(status="unreachable", reason=reason, identity={}, observed_at="", clock=None)
     for control in silent["controls"]:
         control.update(status="error", why=f"Could not be observed: {reason}", variables={})
         control["observed"] = dict.fromkeys(control["observed"])

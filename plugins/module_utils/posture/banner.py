@@ -17,6 +17,7 @@ import subprocess
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
     SSHD,
     CannotObserve,
+    look,
     read,
     run,
     sshd_effective,
@@ -37,12 +38,8 @@ def collect() -> dict:
     ``services`` (of PAM), ``texts`` (distinct, what they show at login). ``details_shown``: surface: which of the names and
     numbers of this operating system are readable before login.
     """
-    data: dict = {"unobserved": {}}
-    for key, look in (("ssh", ssh), ("console", console), ("shell", shell)):
-        try:
-            data[key] = look()
-        except CannotObserve as exc:
-            data["unobserved"][key] = str(exc)
+    data, unobserved = look({"ssh": ssh, "console": console, "shell": shell})
+    data["unobserved"] = unobserved
     try:
         details = system_details(read("/etc/os-release"), os.uname().release)
         if "ssh" in data and "console" in data:

@@ -5,8 +5,14 @@
 
 from __future__ import annotations
 
+import grp
+import json
 import os
+import pwd
+import re
+import stat
 import subprocess
+from collections.abc import Callable, Mapping
 
 SSHD = "/usr/sbin/sshd"
 
@@ -62,3 +68,61 @@ def read(path: str) -> str:
             return stream.read()
     except OSError as exc:
         raise CannotObserve(f"{path}: {exc.strerror}") from exc
+
+
+def load(path: str) -> dict:
+    """Return what a file of JSON holds, nothing if it is not there. Raises CannotObserve when it cannot be read or is no JSON."""
+    if not os.path.exists(path):
+        return {}
+    try:
+        return json.loads(read(path))
+    except ValueError as exc:
+        raise CannotObserve(f"{path}: {exc}") from exc
+
+
+def look(parts: Mapping[str, Callable[[], object]], *also: type[Exception]) -> tuple[dict, dict[str, str]]:
+    """Return what each part sees, by name, and why the others could not look.
+
+    A part could not look when it raises CannotObserve, or what ``also`` names.
+    """
+    seen, unobserved = {}, {}
+    for key, part in parts.items():
+        try:
+            seen[key] = part()
+        except (CannotObserve, *also) as exc:
+            unobserved[key] = str(exc)
+    return seen, unobserved
+
+
+def capable(status: str, capability: int) -> bool:
+    """Return from /proc/1/status whether the system's manager may have a capability (its bit, capability.h)."""
+    bounding = re.search(r"^CapBnd:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    if not bounding:
+        raise CannotObserve("/proc/1/status has no CapBnd")
+    return bool(int(bounding.group(1), 16) >> capability & 1)
+
+
+def owner_name(uid: int) -> str:
+    """Return the name of a uid, or its number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """Return the name of a gid, or its number."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def file_facts(path: str) -> dict:
+    """Return {path, owner, group, mode} of a file; where one of the two has no name, both are numbers."""
+    about = os.stat(path)
+    try:
+        owner, group = pwd.getpwuid(about.st_uid).pw_name, grp.getgrgid(about.st_gid).gr_name
+    except KeyError:
+        owner, group = str(about.st_uid), str(about.st_gid)
+    return {"path": path, "owner": owner, "group": group, "mode": f"{stat.S_IMODE(about.st_mode):04o}"}

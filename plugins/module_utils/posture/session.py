@@ -14,6 +14,7 @@ import time
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
     SSHD,
     CannotObserve,
+    look,
     read,
     run,
     sshd_effective,
@@ -40,15 +41,12 @@ def collect() -> dict:
     and ``ssh_exceptions`` (lines of Match blocks that set these anew); ``logind_seconds``; ``reaper`` {running, at_boot,
     last_look_seconds_ago, interval_seconds, end_after_seconds, worst_case_seconds}.
     """
-    data: dict = {"ssh_installed": os.path.exists(SSHD), "shells": {}, "unobserved": {}}
+    data: dict = {"ssh_installed": os.path.exists(SSHD), "shells": {}}
     parts = {"shells": shells, "logind_seconds": logind_seconds, "reaper": reaper}
     if data["ssh_installed"]:
         parts.update(ssh=ssh, ssh_exceptions=ssh_exceptions)
-    for key, look in parts.items():
-        try:
-            data[key] = look()
-        except CannotObserve as exc:
-            data["unobserved"][key] = str(exc)
+    seen, data["unobserved"] = look(parts)
+    data.update(seen)
     if "shells" in data["unobserved"]:
         data["shells"] = {}
     else:

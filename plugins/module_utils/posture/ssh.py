@@ -24,6 +24,8 @@ from ansible_collections.bulwark.hardening.plugins.module_utils import ssh
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
     SSHD,
     CannotObserve,
+    group_name,
+    owner_name,
     read,
     run,
     sshd_effective,
@@ -208,22 +210,6 @@ def host_keys(used: list[str]) -> list[dict]:
             entry.update(type=key["type"], bits=key["bits"])
         found.append(entry)
     return found
-
-
-def owner_name(uid: int) -> str:
-    """Return the name of a uid, or its number."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def group_name(gid: int) -> str:
-    """Return the name of a gid, or its number."""
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
 
 
 # --- trust without proof ----------------------------------------------------------------------------------------------

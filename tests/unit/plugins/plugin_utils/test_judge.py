@@ -7,7 +7,7 @@ import datetime
 
 import jinja2
 import pytest
-from ansible_collections.bulwark.hardening.plugins.plugin_utils.judge import judge, look_up, names_in, tally, unjudged
+from ansible_collections.bulwark.hardening.plugins.plugin_utils.judge import clock_of, judge, look_up, names_in, tally, unjudged
 
 TODAY = datetime.date(2026, 11, 21)
 CONTROL = {
@@ -170,3 +170,29 @@ def test_tally():
     assert counts == {"pass": 1, "fail": 1, "error": 1, "not_applicable": 1, "exception": 1}
     assert score == {"before_exceptions": 0.25, "after_exceptions": 0.5}
     assert tally([])[1] == {"before_exceptions": None, "after_exceptions": None}
+
+
+TRACKING = {"stratum": 4, "offset_seconds": 0.002, "uncertainty_seconds": 0.03, "leap": "Normal", "source": "a"}
+
+
+def test_clock_of_a_host_is_told():
+    assert clock_of({"time_sync": {"clock_settable": True, "tracking": TRACKING}}, "2026-11-21T08:15:09Z") == {
+        "offset_seconds": 0.002, "uncertainty_seconds": 0.03, "source": "a", "synchronised": True, "at": "2026-11-21T08:15:09Z",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", [{"leap": "Not synchronised"}, {"source": ""}])
+def test_clock_that_follows_nobody_has_no_offset(changed):
+    """What chronyd last thought of the clock says nothing once it follows nobody."""
+    clock = clock_of({"time_sync": {"clock_settable": True, "tracking": {**TRACKING, **changed}}}, "now")
+    assert clock == {"offset_seconds": None, "uncertainty_seconds": None, "source": "", "synchronised": False, "at": "now"}
+
+
+def test_clock_without_a_running_daemon_is_not_synchronised():
+    stopped = {"clock_settable": True, "unobserved": {"tracking": "chronyd does not run"}}
+    assert clock_of({"time_sync": stopped}, "")["synchronised"] is False
+
+
+@pytest.mark.parametrize("posture", [{}, {"time_sync": None}, {"time_sync": {"clock_settable": False, "tracking": TRACKING}}])
+def test_clock_that_nobody_looked_at_or_that_is_the_machines(posture):
+    assert clock_of(posture, "") is None

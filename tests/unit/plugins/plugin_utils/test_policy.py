@@ -9,7 +9,14 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.bulwark.hardening.plugins.filter.policy import FilterModule, policy_violations
-from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import PolicyError, controls_of, requirements, violations
+from ansible_collections.bulwark.hardening.plugins.plugin_utils.policy import (
+    BOUNDS,
+    PolicyError,
+    controls_of,
+    requirements,
+    unset,
+    violations,
+)
 
 TODAY = datetime.date(2026, 11, 21)
 OPTIONS = {
@@ -120,6 +127,45 @@ def test_refused(root, variables, words):
         assert word in said
 
 
+@pytest.mark.parametrize(
+    ("value", "bound", "said"),
+    [
+        (["10.0.0.0/24", "fd00::/64"], True, None),
+        (["10.0.0.0/24", "fd00::/64"], {"ipv4": 24, "ipv6": 64}, None),
+        ("10.0.0.0/24", True, None),
+        (["any"], {"any": True}, None),
+        (["any"], True, "CIDR notation"),
+        (["10.0.0.1"], True, "CIDR notation"),
+        (["10.0.0.1/24"], True, "without host bits"),
+        (["10.0.0.0/33"], True, "CIDR notation"),
+        (["fe80::1%eth0/64"], True, "CIDR notation"),
+        ([24], True, "CIDR notation"),
+        (["0.0.0.0/0"], {"ipv4": 24}, "/24 or smaller (IPv4)"),
+        (["fd00::/48"], {"ipv4": 24, "ipv6": 64}, "/64 or smaller (IPv6)"),
+        (["nowhere"], False, None),
+    ],
+)
+def test_network(value, bound, said):
+    """Networks are said without doubt, and are no wider than allowed."""
+    found = BOUNDS["network"](value, bound)
+    assert (found is None) if said is None else said in found
+
+
+@pytest.mark.parametrize(
+    ("value", "overlap"),
+    [
+        (["10.0.0.0/24", "10.0.1.0/24", "fd00::/64"], False),
+        (["10.0.0.0/24", "10.0.0.128/25"], True),
+        (["fd00::/48", "10.0.0.0/8", "fd00:0:0:1::/64"], True),
+        (["10.0.0.0/24", "10.0.0.0/24"], True),
+        (["any", "nowhere", "10.0.0.0/24"], False),
+    ],
+)
+def test_disjoint(value, overlap):
+    """Networks of one list have no address in common."""
+    assert bool(BOUNDS["disjoint"](value, True)) is overlap
+
+
 def test_secrets_are_not_repeated(root):
     """A secret is refused without being shown."""
     said = "\n".join(violations("demo", {"demo_secret": "hunter2", "demo_passwd_x": "hunter3"}, today=TODAY, root=root))
@@ -170,3 +216,16 @@ def test_filter_errors():
         policy_violations("x", "session")
     with pytest.raises(AnsibleFilterError, match="unknown"):
         policy_violations({}, "nosuchrole")
+
+
+def test_what_is_needed_must_be_set_unless_the_role_is_taken_back(root):
+    """Missing and empty are the same; the message says whose wish it is."""
+    path = root / "policy" / "parameters" / "demo.yml"
+    data = yaml.safe_load(path.read_text())
+    data["parameters"]["demo_names"]["needed"] = True
+    path.write_text(yaml.safe_dump(data))
+    assert unset("demo", GOOD, root) == []
+    for variables in ({}, {"demo_names": []}):
+        (message,) = unset("demo", variables, root)
+        assert message.startswith("demo_names is not set: must be (")
+    assert unset("demo", {"demo_state": "absent"}, root) == []

@@ -411,6 +411,36 @@ def test_record_without_optional_fields_is_shown():
     assert "files-1" in rendered([bare])
 
 
+@pytest.mark.parametrize(
+    ("clock", "said"),
+    [
+        ({"offset_seconds": 0.000042, "uncertainty_seconds": 0.0124, "synchronised": True}, "0.042 ms ± 12.4 ms"),
+        ({"offset_seconds": 3.25, "uncertainty_seconds": 0.5, "synchronised": True}, "3.25 s ± 500 ms"),
+        ({"offset_seconds": None, "uncertainty_seconds": None, "synchronised": False}, "Not synchronised"),
+        ({"offset_seconds": 0.1, "uncertainty_seconds": 0.1, "synchronised": "<b>"}, "Not synchronised"),
+        ({"offset_seconds": "0.1", "uncertainty_seconds": True, "synchronised": True}, "Not synchronised"),
+        ({}, ""),
+        (None, ""),
+    ],
+)
+def test_clock_in_words(clock, said):
+    assert report.clock_text(clock) == said
+
+
+def test_clocks_of_hosts_are_in_their_table():
+    """Right, wrong, and not looked at: the three sample hosts in this order, worst first on the page."""
+    page = rendered(sample())
+    table = page[page.index('id="hosts"') : page.index('id="groups"')]
+    assert table.index("\u2013</td>") < table.index("Not synchronised") < table.index("0.042 ms ± 12.4 ms")
+    assert "ntp1.juniper.example" in table
+
+
+@pytest.mark.parametrize("clock", ["yes", 7, [1], {"source": "<script>"}, {"source": [1]}])
+def test_spoilt_clock_is_shown_harmlessly(clock):
+    page = rendered([{**record("files-1"), "clock": clock}])
+    assert "<script>" not in page[page.index('id="hosts"') : page.index('id="groups"')]
+
+
 def test_rendering_does_not_change_the_records():
     records = sample()
     before = copy.deepcopy(records)
