@@ -217,7 +217,7 @@ CASES: list[tuple[dict, list[str]]] = [
     ({"audit_log_backlog": 64}, ["audit_log_backlog = 64", "at least 8192 events", "MA-6.1"]),
     ({"audit_log_files": 1}, ["audit_log_files = 1", "at least 2 files", "MA-6.1"]),
     ({"audit_log_when_unable": "panic"}, ["audit_log_when_unable = 'panic'", "keep_running, halt", "MA-6.1"]),
-    ({"audit_log_queue": 100000}, ["audit_log_queue = 100000", "at most 99999 events"]),
+    ({"audit_log_queue": 100000}, ["audit_log_queue = 100000", "at most 99999 records"]),
     ({"audit_log_imutable": True}, ["audit_log_imutable", "unknown variable of role audit_log"]),
     # exceptions that do not count
     (
