@@ -406,9 +406,10 @@ def test_auditd_is_not_stopped_and_comes_back(journal, alice, host):
                           + "for i in $(seq 150); do now=$(auditctl -s | sed -n 's/^pid //p'); "
                             "if [ \"$now\" != 0 ] && [ \"$now\" != $pid ]; then exit 0; fi; sleep 0.1; done; exit 1")  # fmt: skip
     assert do(alice, "sudo sh -c 'kill -KILL $(pidof auditd); touch /etc/shadow'").returncode == 0
-    event = journal.find(30, key="bulwark_accounts", AUID="alice", name="/etc/shadow")
+    event = journal.find(key="bulwark_accounts", AUID="alice", name="/etc/shadow")
     assert event.fields["success"] == "yes"
-    assert host.service("auditd").is_running
+    # Systemd may just be starting it again: it has a second for each try, and an emulated host is slow.
+    assert host.run("for i in $(seq 60); do systemctl -q is-active auditd && exit 0; sleep 1; done; exit 1").rc == 0
     assert re.search(r"^lost 0$", host.check_output("auditctl -s"), re.MULTILINE)
 
 
@@ -493,9 +494,9 @@ rm -rf /root/small /run/auditd-small
 
 def test_full_disk_is_survived_and_said(journal, alice, host):
     """With no room left for the log the host goes on, says so, and goes on to pass events to the journal."""
+    journal.mark()  # before auditd starts there: it may say so at once
     host.check_output("sh -ec %s", SMALL)
     try:
-        journal.mark()
         host.check_output("python3 -c %s", BURST.replace("{count}", "500"))
         host.check_output("find /srv/patients -name 'burst-*' -delete")
         journal.says(r"full|low on disk space")
