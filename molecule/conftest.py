@@ -52,6 +52,10 @@ class Target:
     key: str
     scenario: str
 
+    def automation(self) -> Person:
+        """Return the account that Ansible comes with."""
+        return Person("deploy", self.key, self)
+
     def reapply(self, **variables: object) -> None:
         """Run the scenario's role on this host again, with extra variables. Fails with Ansible's output."""
         state = os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]
