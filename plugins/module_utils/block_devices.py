@@ -13,6 +13,7 @@ each can object.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import glob
@@ -91,6 +92,8 @@ def look(path: str, claim: bool = True) -> dict:
         raise DeviceError(f"{path}: {exc.strerror}") from exc
     if not stat.S_ISBLK(about.st_mode):
         raise DeviceError(f"{path} is no block device")
+    with contextlib.suppress(DeviceError):  # what udev is still looking at would be taken for used, and lsblk asks udev
+        run(["udevadm", "settle", "--timeout=20"])
     tree = first(json.loads(run(["lsblk", "--json", "--bytes", "--output", COLUMNS, real])), path)
     disk = tree
     if tree["type"] == "part":

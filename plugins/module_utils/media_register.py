@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import array
-import contextlib
 import datetime
 import errno
 import fcntl
@@ -44,19 +43,6 @@ REGISTER, SEEN = "register.jsonl", "exports.json"
 GENESIS = hashlib.sha256(b"bulwark-media 1").hexdigest()
 LINE = re.compile(rb'(\{"n":([1-9]\d*),.*),"chain":"([0-9a-f]{64})"\}\n')
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, APPEND_ONLY = 0x80086601, 0x40086602, 0x20
-EVENTS = (
-    "declared",
-    "moved",
-    "reclassified",
-    "withdrawn",
-    "started",
-    "failed",
-    "sanitised",
-    "signed",
-    "destroyed",
-    "reused",
-    "deleted",
-)
 BY_HAND = ("moved", "destroyed", "reused")
 # Where what was overwritten in place may still be somewhere else, because new data goes to new blocks.
 ELSEWHERE = ("btrfs", "zfs", "nilfs2", "f2fs", "bcachefs", "overlay")
