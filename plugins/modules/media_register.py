@@ -103,7 +103,8 @@ def main() -> None:
         if findings:
             raise core.RegisterError(f"the register was altered: {findings[0]}")
         known = core.states(entries)
-        wanted = core.wanted_entries(params["declared"], known) if params["declared"] is not None else []
+        wanted = [] if entries else [{"event": "begun"}]
+        wanted += core.wanted_entries(params["declared"], known) if params["declared"] is not None else []
         signed = params["signed"]
         if signed.get("medium"):
             state = known.get(signed["medium"]) or {}
