@@ -57,19 +57,18 @@ def overwrite(
     ``report`` gets how many bytes of the regions are on the device for certain; it is called about every five seconds, and when
     all is done.
     """
-    buffer = mmap.mmap(-1, CHUNK)  # aligned, as O_DIRECT wants it
-    view = memoryview(buffer)
     written, flushed = 0, time.monotonic()
-    try:
+    with mmap.mmap(-1, CHUNK) as buffer, memoryview(buffer) as view:  # aligned, as O_DIRECT wants it
         for start, end in regions:
             at = start + max(0, min(done - written, end - start))
             written += at - start
             while at < end:
                 want = min(CHUNK, end - at)
-                try:
-                    got = os.pwrite(descriptor, view[:want], at)
-                except OSError as exc:
-                    raise DeviceLies(f"write error at byte {at}: {exc.strerror}") from exc
+                with view[:want] as part:
+                    try:
+                        got = os.pwrite(descriptor, part, at)
+                    except OSError as exc:
+                        raise DeviceLies(f"write error at byte {at}: {exc.strerror}") from exc
                 if got != want:
                     raise DeviceLies(f"short write at byte {at}: {got} of {want} bytes")
                 at, written = at + got, written + got
@@ -77,11 +76,8 @@ def overwrite(
                     flush(descriptor, fsync)
                     report(written)
                     flushed = time.monotonic()
-        flush(descriptor, fsync)
-        report(written)
-    finally:
-        view.release()
-        buffer.close()
+    flush(descriptor, fsync)
+    report(written)
 
 
 def flush(descriptor: int, fsync: Callable) -> None:
@@ -103,13 +99,11 @@ class Reader:
     def read(self, at: int, want: int) -> bytes:
         """Return ``want`` bytes from ``at`` on. Raises DeviceLies."""
         self.buffer[:want] = POISON[:want]
-        view = memoryview(self.buffer)
-        try:
-            got = os.preadv(self.descriptor, [view[:want]], at)
-        except OSError as exc:
-            raise DeviceLies(f"read error at byte {at}: {exc.strerror}") from exc
-        finally:
-            view.release()
+        with memoryview(self.buffer) as view, view[:want] as part:
+            try:
+                got = os.preadv(self.descriptor, [part], at)
+            except OSError as exc:
+                raise DeviceLies(f"read error at byte {at}: {exc.strerror}") from exc
         if got != want:
             raise DeviceLies(f"short read at byte {at}: {got} of {want} bytes")
         return self.buffer[:want]
