@@ -154,18 +154,20 @@ REFUSED = [
     (case("no-sanitize", "nvme", method="nvme_sanitize_block"), "not among the controller's abilities"),
 ]  # fmt: skip
 # Devices and tools that lie or fail, and what is said.
+NO_FAKE = "modprobe -r scsi_debug"
 FAKE = (
     "modprobe -qr scsi_debug; modprobe scsi_debug dev_size_mb=64 delay=0 MORE; udevadm settle; "
     "ln -sfn /dev/$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block) $D"
 )
+STILL = "still hold what they held"
 LIARS = [
-    (case("lying-nvme", "nvme", NVME, "rm /usr/local/sbin/nvme", method="nvme_sanitize_block"), "still hold what they held"),
-    (case("lying-hdparm", "sata", HDPARM.replace("DEED", ":"), NO_HDPARM, method="ata_sanitize_block"), "still hold what they held"),
+    (case("lying-nvme", "nvme", NVME, "rm /usr/local/sbin/nvme", method="nvme_sanitize_block"), STILL),
+    (case("lying-hdparm", "sata", HDPARM.replace("DEED", ":"), NO_HDPARM, method="ata_sanitize_block"), STILL),
     (case("failing-tool", "sata", HDPARM.replace("DEED", "exit 1"), NO_HDPARM, method="ata_sanitize_block"), "exit 1"),
     # A drive that takes all writes, drops them, and sends nothing; one that cannot read, and one that cannot write some sectors.
-    (case("lost-writes", "fake", FAKE.replace("MORE", "fake_rw=1"), "modprobe -r scsi_debug", fill=""), "is not what was written"),
+    (case("lost-writes", "fake", FAKE.replace("MORE", "fake_rw=1"), NO_FAKE, fill=""), "is not what was written"),
     (case("read-error", "fake", FAKE.replace("MORE", "") + "; echo 2 >/sys/bus/pseudo/drivers/scsi_debug/opts",
-          "modprobe -r scsi_debug", fill=""), "read error"),
+          NO_FAKE, fill=""), "read error"),
     (case("write-error", "broken", fill=""), "write error at byte"),
 ]  # fmt: skip
 DRY = case("dry", "virtio", confirm="")
@@ -409,7 +411,7 @@ def test_what_came_back_in_between_is_found(wiping, cut, name):
             wiping.fill(other, "slow")
         begin(wiping)
         wiping.each(lambda host: host.out("pkill -KILL -f '[m]edia_sanitize'; sleep 2; printf x | "
-                                          "dd of=/run/disks/slow oflag=direct conv=sync,notrunc bs=512 seek=9 status=none"))  # fmt: skip
+                                          "dd of=/run/disks/slow oflag=direct conv=sync,notrunc bs=512 seek=9 2>&1"))  # fmt: skip
         wiping.came_back = answer(wiping, slow())
     done = wiping.came_back[name]
     assert done.get("failed") and "byte 4608 (sector 9) is not what was written" in done["msg"], done["msg"]
