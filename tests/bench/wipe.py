@@ -61,8 +61,8 @@ def wiping(state: Path) -> list[str]:
             write, read = "if=/dev/zero of={} oflag=direct conv=fsync count=64", "if={} of=/dev/null iflag=direct"
             before = dd(host, device, write), dd(host, device, read)
             arguments = {
-                "device": device, "model": "virtio", "serial": serial, "size": SIZE, "confirm": f"erase {serial}", "category": "clear",
-                "classification": "low", "disposition": "destroy", "retention_cleared_by": "nobody",
+                "device": device, "model": "virtio", "serial": serial, "size": SIZE, "confirm": f"erase {serial}",
+                "category": "clear", "classification": "low", "disposition": "destroy", "retention_cleared_by": "nobody",
                 "retention_cleared_on": "2026-01-01", "performed_by": {"name": "One"}, "validated_by": {"name": "Another"},
             }  # fmt: skip
             fleet.ansible("ansible-playbook", str(state / "play.yml"), arguments=arguments, state=str(state))
@@ -75,8 +75,8 @@ def wiping(state: Path) -> list[str]:
         "## Rate of sanitising",
         "",
         paragraph(
-            f"media_sanitize over dd (bs=4M, direct) with the same disk of {SIZE >> 20} MiB, in a Debian 13 guest whose processor is "
-            "emulated. Reading back compares every byte, which dd does not. Each was measured once, dd before and after."
+            f"media_sanitize over dd (bs=4M, direct) with the same disk of {SIZE >> 20} MiB, in a Debian 13 guest whose processor "
+            "is emulated. Reading back compares every byte, which dd does not. Each was measured once, dd before and after."
         ),
         "",
         "| disk | overwriting, times dd | reading back, times dd |",
