@@ -75,8 +75,8 @@ def wiping(state: Path) -> list[str]:
         "## Rate of sanitising",
         "",
         paragraph(
-            f"media_sanitize over dd (bs=4M, direct) with the same disk of {SIZE >> 20} MiB, in a Debian 13 guest whose processor "
-            "is emulated. Reading back compares every byte, which dd does not. Each was measured once, dd before and after."
+            f"media_sanitize over dd (bs=4M, direct) with the same disk of {SIZE >> 20} MiB, in a Debian 13 guest, whose "
+            "processor is emulated. Reading back compares every byte, which dd does not. Measured once, dd before and after."
         ),
         "",
         "| disk | overwriting, times dd | reading back, times dd |",
