@@ -45,8 +45,10 @@ class Disk:
         number = os.stat(self.path).st_rdev
         return {
             "path": self.path, "name": "disk", "device": f"{os.major(number)}:{os.minor(number)}", "kind": "disk",
-            "model": "EXAMPLE", "serial": "EX1", "wwn": "", "size": SIZE, "sector": 512, "physical_sector": 512, "transport": "sata",
-            "rotational": True, "removable": False, "read_only": False, "discards": False, "above": [], "mounts": [], "holders": [], "signatures": [],
+            "model": "EXAMPLE", "wwn": "",
+            "serial": "EX1", "size": SIZE, "sector": 512, "physical_sector": 512, "transport": "sata",
+            "rotational": True,
+            "removable": False, "read_only": False, "discards": False, "above": [], "mounts": [], "holders": [], "signatures": [],
             "loops": [], "opened": [], "expected": [], "claimed": False, "system": False,
         }  # fmt: skip
 
@@ -66,7 +68,8 @@ class Disk:
         found = []
         params = {
             "device": self.path, "model": "EXAMPLE", "serial": "EX1", "size": SIZE, "confirm": "erase EX1",
-            "classification": "moderate", "category": "clear", "method": "auto", "encrypted_before_data": False, "disposition": "destroy", "destination": "",
+            "classification": "moderate",
+            "category": "clear", "method": "auto", "encrypted_before_data": False, "disposition": "destroy", "destination": "",
             "verification": "full", "retention_cleared_by": "Committee", "retention_cleared_on": "2026-01-01", **PEOPLE,
             "property_number": "M-1", "source": "", "backed_up": "no", "backup_location": "", "notes": "",
             "directory": str(self.directory / "state"), **more,
