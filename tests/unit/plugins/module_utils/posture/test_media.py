@@ -36,7 +36,8 @@ def certify(place, **more):
     record = {"sanitization": {"method_type": "purge"}, "destination": {"disposition": "reuse_internal"}}
     path.write_text(json.dumps(record))
     entry = {"event": "sanitised", "medium": "EXAMPLE 1", "class": "moderate", "category": "purge",
-             "disposition": "reuse_internal", "certificate": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **more}  # fmt: skip
+             "disposition": "reuse_internal", "certificate": str(path),
+             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **more}  # fmt: skip
     register.append(str(place / "media"), [entry])
     return path
 
