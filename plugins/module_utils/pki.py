@@ -260,9 +260,7 @@ class Authority:
         ]  # fmt: skip
         return max(good, key=lambda entry: entry["not_after"], default=None)
 
-    def issue(
-        self, name: str, kind: str, request: str, days: int, supersede: bool = False, addresses: Sequence[str] = ()
-    ) -> str:
+    def issue(self, name: str, kind: str, request: str, days: int, supersede: bool = False, addresses: Sequence[str] = ()) -> str:
         """Sign a request and return the certificate. With ``supersede`` the name's certificates for other keys are revoked.
 
         ``addresses`` are other names and addresses under which a server is reached.

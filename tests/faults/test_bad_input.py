@@ -64,6 +64,17 @@ def rule(**more: object) -> dict:
     return review(log_review_site_rules=[{**whole, **more}])
 
 
+def medium(**more: object) -> dict:
+    """Return variables that declare one medium, with something wrong about it."""
+    whole = {"id": "M-1", "model": "M", "serial": "S1", "size": 1 << 30, "class": "high", "location": "Safe", "custodian": "Ann"}
+    return {"media_declared": [{**whole, **more}]}
+
+
+def export(**more: object) -> dict:
+    """Return variables that declare one export, with something wrong about it."""
+    return {"media_exports": [{"path": "/srv/exports", "keep_hours": 24, "approver": "Ann", "reason": "billing", **more}]}
+
+
 # (variables of the host, what the refusal must say)
 CASES: list[tuple[dict, list[str]]] = [
     # laxer than the policy
@@ -302,6 +313,31 @@ CASES: list[tuple[dict, list[str]]] = [
     (rule(select={}), ["log_review_site_rules[0].select", "must not be empty"]),
     (rule(id="../x"), ["log_review_site_rules[0].id = '../x'", "must match"]),
     (rule(count=0), ["log_review_site_rules[0].count = 0", "at least 1"]),
+    # media
+    ({"media_state": "gone"}, ["media_state", "gone", "present, absent"]),
+    (medium(**{"class": "secret"}), ["media_declared", "secret", "one of", "MA-4.2"]),
+    (medium(location=""), ["media_declared[0].location = ''", "must not be empty", "MA-1.1"]),
+    (medium(custodian=""), ["media_declared[0].custodian = ''", "must not be empty", "MA-1.1"]),
+    (medium(serial=""), ["media_declared[0].serial = ''", "must match", "technical limit"]),
+    (medium(id="M 1"), ["media_declared[0].id = 'M 1'", "must match", "MA-1.1"]),
+    (medium(size=0), ["media_declared[0].size = 0", "at least 512 bytes"]),
+    (medium(size="big"), ["media_declared", "cannot be converted to an int", "MA-1.1"]),
+    (medium(location="Safe\nforged: entry"), ["media_declared", "one line", "MA-1.1"]),
+    (medium(sanitise_by="soon"), ["media_declared[0].sanitise_by = 'soon'", "must be a date", "MA-4"]),
+    ({"media_declared": [{"id": "M-1"}]}, ["media_declared", "missing required arguments", "MA-4.2"]),
+    ({"media_declared_by": ""}, ["media_declared_by = ''", "must not be empty", "MA-1.1"]),
+    (export(path="/"), ["media_exports[0].path = '/'", "must match", "MA-1.9b"]),
+    (export(path="/etc/exports"), ["media_exports[0].path = '/etc/exports'", "must not match", "MA-1.9b"]),
+    (export(path="/home/alice"), ["media_exports[0].path = '/home/alice'", "must not match", "MA-1.9b"]),
+    (export(path="/srv/a/../../etc"), ["media_exports[0].path", "without '..'", "MA-1.9b"]),
+    (export(path='/srv/x" "/'), ["media_exports[0].path", "must match", "MA-1.9b"]),
+    (export(keep_hours=0), ["media_exports[0].keep_hours = 0", "at least 1 hours"]),
+    (export(keep_hours=10000), ["media_exports[0].keep_hours = 10000", "at most 744 hours", "MA-1.9b"]),
+    (export(approver=""), ["media_exports[0].approver = ''", "must not be empty", "UMDNJ-F-1"]),
+    (export(reason=""), ["media_exports[0].reason = ''", "must not be empty", "HMS-PRO-5"]),
+    (export(expires="2027-02-30"), ["media_exports[0].expires = '2027-02-30'", "must be a date"]),
+    ({"media_unfinished_days": 365}, ["media_unfinished_days = 365", "at most 90 days", "MA-4"]),
+    ({"media_wipe": True}, ["media_wipe", "unknown variable of role media"]),
 ]  # fmt: skip
 
 

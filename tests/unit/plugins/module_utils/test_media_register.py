@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The register of media, and how exports end."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from ansible_collections.bulwark.hardening.plugins.module_utils import media_register as module
+
+DISK = {"id": "M-1", "model": "EXAMPLE", "serial": "1", "size": 512, "class": "moderate", "location": "Safe", "custodian": "Ann"}
+NAME = "EXAMPLE 1"
+GONE = {"event": "destroyed", "medium": NAME, "at": "x"}
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """Say nothing in the journal of whoever runs the tests."""
+    monkeypatch.setattr(module, "log", lambda event, words: None)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A register with a few entries."""
+    module.append(str(tmp_path), [{"event": "begun"}, *module.wanted_entries([DISK], {})])
+    return str(tmp_path)
+
+
+def known(place) -> dict:
+    """Return what it says."""
+    entries, findings = module.examine(module.load(place))
+    assert not findings
+    return module.states(entries)
+
+
+def test_what_is_declared_is_written_down_once(place):
+    assert known(place)[NAME]["location"] == "Safe"
+    assert module.wanted_entries([DISK], known(place)) == []
+
+
+def test_movements_classes_and_withdrawals(place):
+    moved = {**DISK, "location": "Van", "class": "high"}
+    wanted = module.wanted_entries([moved], known(place))
+    assert [entry["event"] for entry in wanted] == ["reclassified", "moved"]
+    assert wanted[1]["from_location"] == "Safe"
+    module.append(place, wanted)
+    assert module.wanted_entries([moved], known(place)) == []
+    assert [entry["event"] for entry in module.wanted_entries([], known(place))] == ["withdrawn"]
+    module.append(place, module.wanted_entries([], known(place)))
+    assert module.wanted_entries([], known(place)) == []
+    assert [entry["event"] for entry in module.wanted_entries([moved], known(place))] == ["declared"], "it came back"
+
+
+def edit(place, change) -> list[str]:
+    """Change the lines of the register and return what is found."""
+    lines = module.load(place).splitlines(keepends=True)
+    change(lines)
+    return module.examine(b"".join(lines))[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda lines: lines.__setitem__(1, lines[1].replace(b"Safe", b"Home")), "line 2: was altered"),
+        (lambda lines: lines.pop(0), "line 1: has number 2"),
+        (lambda lines: lines.insert(1, lines[1]), "line 3"),
+        (lambda lines: lines.reverse(), "line 1"),
+        (lambda lines: lines.append(b"{}\n"), "line 3: no line"),
+        (lambda lines: lines.__setitem__(1, lines[1][:-1]), "line 2: no line"),
+    ],
+)
+def test_alterations_are_named(place, change, word):
+    assert word in edit(place, change)[0]
+
+
+def test_an_altered_register_takes_nothing(place):
+    path = module.path_of(place)
+    with open(path, "rb") as stream:
+        data = stream.read()
+    with open(path, "wb") as stream:
+        stream.write(data.replace(b"Safe", b"Home"))
+    with pytest.raises(module.RegisterError, match="line 2"):
+        module.append(place, [{"event": "begun"}])
+    assert module.load(place) == data.replace(b"Safe", b"Home")
+
+
+def test_a_link_is_not_followed(tmp_path):
+    (tmp_path / "register.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(module.RegisterError):
+        module.append(str(tmp_path), [{"event": "begun"}])
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_it_is_readable_for_its_owner_only(place):
+    assert os.stat(module.path_of(place)).st_mode & 0o777 == 0o600
+
+
+def sanitised(**more):
+    """Return the entry of a sanitisation."""
+    return {"event": "sanitised", "medium": NAME, "class": "moderate", "category": "purge", "disposition": "reuse_internal",
+            "certificate": "/c", "sha256": "ab", **more}  # fmt: skip
+
+
+def test_states_follow_the_life_of_a_medium(place):
+    signed = {"event": "signed", "medium": NAME}
+    module.append(place, [sanitised(), {**signed, "sha256": "ab", "signer": "Ann"},
+                          {**signed, "sha256": "other", "signer": "Bob"}, {"event": "reused", "medium": NAME}])  # fmt: skip
+    state = known(place)[NAME]
+    assert state["signers"] == ["Ann"] and state["reused"] and state["sanitised"]["category"] == "purge"
+    module.append(place, [sanitised(sha256="cd"), {"event": "destroyed", "medium": NAME}])
+    state = known(place)[NAME]
+    assert (state["signers"], state["reused"], state["destroyed"]) == ([], False, True)
+
+
+def test_by_hand_only_what_the_policy_allows(place, capsys):
+    def add(event, *more):
+        return module.main(["--directory", place, "add", event, "--medium", NAME, "--by", "Ann", *more])
+
+    assert add("reused") == 2 and "UMDNJ-I-2" in capsys.readouterr().err
+    assert add("moved") == 2, "whereto?"
+    assert add("moved", "--location", "Van") == 0
+    module.append(place, [sanitised(category="clear", disposition="destroy")])
+    assert add("reused") == 2
+    assert add("destroyed", "--details", "shredded") == 0
+    assert add("moved", "--location", "Van") == 2, "what is destroyed goes nowhere"
+    assert module.main(["--directory", place, "add", "moved", "--medium", "x", "--by", "a", "--location", "b"]) == 2
+    with pytest.raises(SystemExit):
+        add("sanitised")
+
+
+@pytest.mark.parametrize(
+    ("sanitise_by", "entries", "jobs", "found"),
+    [
+        ("2026-11-28", [], [], 1),
+        ("2026-11-29", [], [], 0),
+        ("2026-11-28", [sanitised(at="2026-11-01T00:00:00Z")], [], 0),
+        (None, [sanitised(at="2026-11-01T00:00:00Z", disposition="destroy")], [], 1),
+        (None, [sanitised(at="2026-11-20T00:00:00Z", disposition="destroy")], [], 0),
+        (None, [sanitised(at="2026-11-01T00:00:00Z", disposition="destroy"), GONE], [], 0),
+        (None, [], [{"medium": NAME, "started_at": "2026-11-01T00:00:00Z"}], 1),
+        (None, [], [{"medium": NAME, "started_at": "2026-11-20T00:00:00Z"}], 0),
+    ],
+)  # fmt: skip
+def test_what_is_overdue(sanitise_by, entries, jobs, found):
+    declared = [{**DISK, **({"sanitise_by": sanitise_by} if sanitise_by else {})}]
+    first = {
+        "event": "declared",
+        "medium": NAME,
+        "id": "M-1",
+        "class": "moderate",
+        "location": "Safe",
+        "custodian": "Ann",
+        "at": "x",
+    }
+    assert len(module.overdue(declared, module.states([first, *entries]), jobs, "2026-11-29", 14)) == found
+
+
+# --- exports -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exports(tmp_path):
+    """A declared directory with a file in it."""
+    directory = tmp_path / "exports"
+    directory.mkdir()
+    (directory / "a.csv").write_bytes(b"canary" * 1000)
+    return [{"path": str(directory), "keep_hours": 24, "approver": "Ann", "reason": "r"}]
+
+
+def now(exports) -> float:
+    """Return when the file came."""
+    return os.stat(f"{exports[0]['path']}/a.csv").st_ctime
+
+
+def test_a_file_ends_after_its_time(place, exports):
+    path = f"{exports[0]['path']}/a.csv"
+    begin = now(exports)
+    assert module.expire(place, exports, begin + 23 * 3600) == ([], [])
+    os.utime(path, (begin + 10**6, begin + 10**6))
+    with open(path, "ab") as stream:
+        stream.write(b"more")
+    assert module.expire(place, exports, begin + 25 * 3600, preview=True)[0][0]["path"] == path
+    assert os.path.exists(path)
+    [gone], problems = module.expire(place, exports, begin + 25 * 3600)
+    assert not problems and not os.path.exists(path)
+    assert (gone["path"], gone["bytes"], gone["hours"]) == (path, 6004, 25.0)
+    assert json.loads(module.load(place).splitlines()[-1])["event"] == "deleted"
+
+
+def test_what_was_never_seen_counts_from_its_coming(place, exports):
+    begin = now(exports)
+    module.expire(place, exports, begin + 3600)
+    assert module.mark_seen(place), "it is remembered"
+    files, _seen = module.look_at_exports(exports, {}, begin + 3600)
+    assert not files[0]["expired"] and 0.9 < files[0]["hours"] < 1.1
+
+
+def test_a_last_day_ends_everything(place, exports):
+    begin = now(exports)
+    files, _seen = module.look_at_exports([{**exports[0], "expires": "2000-01-01"}], {}, begin)
+    assert files[0]["expired"]
+    files, _seen = module.look_at_exports([{**exports[0], "expires": "2100-01-01"}], {}, begin)
+    assert not files[0]["expired"]
+
+
+def test_content_is_overwritten(exports):
+    path = f"{exports[0]['path']}/a.csv"
+    with open(path, "rb") as held:
+        written = []
+        real = os.pwrite
+
+        def spy(handle, data, at):
+            written.append((at, bytes(data)))
+            return real(handle, data, at)
+
+        module.os.pwrite = spy
+        try:
+            done = module.delete_securely(path, exports[0]["path"])
+        finally:
+            module.os.pwrite = real
+        assert written == [(0, bytes(6000))]
+        assert held.read() == b""
+    assert done["bytes"] == 6000 and os.listdir(exports[0]["path"]) == []
+
+
+def test_links_and_further_names(tmp_path, exports):
+    place = exports[0]["path"]
+    (tmp_path / "precious").write_text("precious")
+    os.symlink(tmp_path / "precious", f"{place}/link")
+    os.link(tmp_path / "precious", f"{place}/hard")
+    module.delete_securely(f"{place}/link", place)
+    with pytest.raises(module.RegisterError, match="2 names"):
+        module.delete_securely(f"{place}/hard", place)
+    assert (tmp_path / "precious").read_text() == "precious" and not os.path.lexists(f"{place}/link")
+
+
+def test_a_directory_exchanged_for_a_link_leads_nowhere(tmp_path, exports):
+    place = exports[0]["path"]
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_text("precious")
+    os.symlink(tmp_path / "outside", f"{place}/deep")
+    with pytest.raises(OSError):
+        module.delete_securely(f"{place}/deep/file", place)
+    assert (tmp_path / "outside" / "file").read_text() == "precious"
+
+
+def test_holes_are_not_filled(tmp_path):
+    path = tmp_path / "sparse"
+    with open(path, "wb") as stream:
+        stream.write(b"canary")
+        stream.seek(1 << 40)
+        stream.write(b"end")
+    before = os.stat(path).st_blocks
+    handle = os.open(path, os.O_RDWR)
+    try:
+        module.overwrite(handle, (1 << 40) + 3)
+        assert os.pread(handle, 6, 0) == bytes(6) and os.pread(handle, 3, 1 << 40) == bytes(3)
+        assert os.fstat(handle).st_blocks <= before + 64
+    finally:
+        os.close(handle)
+
+
+def test_other_file_systems_are_not_entered(exports, monkeypatch):
+    os.mkdir(f"{exports[0]['path']}/mounted")
+    (path,) = [item for item, _about in module.walk(exports[0]["path"])]
+    assert path.endswith("a.csv")
+    assert list(module.walk("/no/such/place")) == []
