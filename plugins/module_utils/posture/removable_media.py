@@ -78,7 +78,7 @@ def collect() -> dict:
         "udev": lambda: asked(udev_rules()),
         "gate": lambda: {"plain": gate("filesystem", "ext4"), "blank": gate("", "")},
         "attached": lambda: attached() if controllable() else [],
-        "sweep": lambda: run(["systemctl", "show", "-p", "ActiveState", "--value", "bulwark-media-sweep.timer"]).strip() == "active",
+        "sweep": lambda: run(["systemctl", "show", "-p", "ActiveState", "bulwark-media-sweep.timer"]).strip() == "ActiveState=active",
         "files": files,
         "permits": lambda: identities(current(load(f"{DIRECTORY}/permits.json").get("devices", []))),
     }  # fmt: skip

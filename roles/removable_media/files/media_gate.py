@@ -11,8 +11,8 @@
     media_gate judge USAGE TYPE say what would be done with a permitted device that holds this; touches nothing
 
 USBGuard decides by rules, which know no dates and nothing of what is on a device. Permissions are in PERMITS. What udev knows of
-a device comes as environment variables. Cutting off is the kernel's: a device that is not authorised is there for nobody, not even
-for root.
+a device comes as environment variables. Cutting off is the kernel's: a device that is not authorised is there for nobody, root
+included.
 """
 
 from __future__ import annotations
