@@ -64,6 +64,12 @@ def rule(**more: object) -> dict:
     return review(log_review_site_rules=[{**whole, **more}])
 
 
+def stick(**more: object) -> dict:
+    """Return variables that permit one stick, with something wrong about it."""
+    whole = {"id": "0951:1666", "serial": "60A44C3F", "approver": "A", "purpose": "p", "expires": "2026-12-31"}
+    return {"removable_media_devices": [{**whole, **more}]}
+
+
 # (variables of the host, what the refusal must say)
 CASES: list[tuple[dict, list[str]]] = [
     # laxer than the policy
@@ -302,6 +308,20 @@ CASES: list[tuple[dict, list[str]]] = [
     (rule(select={}), ["log_review_site_rules[0].select", "must not be empty"]),
     (rule(id="../x"), ["log_review_site_rules[0].id = '../x'", "must match"]),
     (rule(count=0), ["log_review_site_rules[0].count = 0", "at least 1"]),
+    # removable media
+    (stick(id="0951:*"), ["removable_media_devices[0].id = '0951:*'", "must match", "MA-1.3"]),
+    (stick(id="0951"), ["removable_media_devices[0].id = '0951'", "must match", "MA-1.3"]),
+    (stick(serial=""), ["removable_media_devices[0].serial = ''", "must match", "MA-1.2"]),
+    (stick(serial="0000000000"), ["removable_media_devices[0].serial", "must not match", "MA-1.2"]),
+    (stick(serial='X" with-interface { *:*:* }'), ["removable_media_devices[0].serial", "must match", "MA-1.2"]),
+    (stick(approver=""), ["removable_media_devices[0].approver = ''", "must not be empty", "MA-1.2"]),
+    (stick(approver="A\nallow"), ["removable_media_devices[0].approver", "must match", "MA-1.2"]),
+    (stick(expires="never"), ["removable_media_devices[0].expires = 'never'", "must be a date", "MA-1.2"]),
+    (stick(expires="2027-02-30"), ["removable_media_devices[0].expires", "must be a date", "MA-1.2"]),
+    ({"removable_media_max_days": 3650}, ["removable_media_max_days = 3650", "at most 366 days", "MA-1.2"]),
+    ({"removable_media_usb_kinds": ["hid", "storage"]}, ["removable_media_usb_kinds", "storage", "may only hold", "MA-1.3"]),
+    ({"removable_media_kinds": ["usb"]}, ["removable_media_kinds", "may only hold", "MA-1.3"]),
+    ({"removable_media_allow": True}, ["removable_media_allow", "unknown variable of role removable_media"]),
 ]  # fmt: skip
 
 

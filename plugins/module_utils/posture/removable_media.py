@@ -78,7 +78,7 @@ def collect() -> dict:
         "udev": lambda: asked(udev_rules()),
         "gate": lambda: {"plain": gate("filesystem", "ext4"), "blank": gate("", "")},
         "attached": lambda: attached() if controllable() else [],
-        "sweep": lambda: run(["systemctl", "show", "-p", "ActiveState", "bulwark-media-sweep.timer"]).strip() == "ActiveState=active",
+        "sweep": sweep,
         "files": files,
         "permits": lambda: identities(current(load(f"{DIRECTORY}/permits.json").get("devices", []))),
     }  # fmt: skip
@@ -288,6 +288,11 @@ def attached() -> list[dict]:
         content = {"crypto_LUKS": "luks", "": "blank"}.get(kind, kind)
         found.append({"name": os.path.basename(block), **device, "content": content, "permitted": device in permits})
     return found
+
+
+def sweep() -> bool:
+    """Return whether the timer that ends permissions is active."""
+    return run(["systemctl", "show", "-p", "ActiveState", "bulwark-media-sweep.timer"]).strip() == "ActiveState=active"
 
 
 def files() -> list[dict]:
