@@ -36,13 +36,13 @@ def gate(monkeypatch, tmp_path):
     program.permit = lambda *devices: (tmp_path / "permits.json").write_text(json.dumps({"devices": devices}))
     program.permit(PERMIT)
     program.environment = {"DEVPATH": "/devices/usb1/1-1/1-1:1.0/host0/block/sda", "DEVNAME": "/dev/sda"}
-    program.open = lambda: (program.stick / "authorized").read_text().strip() == "1"
+    program.authorised = lambda: (program.stick / "authorized").read_text().strip() == "1"
     return program
 
 
 def test_a_blank_permitted_stick_stays(gate):
     assert gate.disk(gate.environment) == 0
-    assert gate.open()
+    assert gate.authorised()
     assert gate.lines == ['event=accepted id="46f4:0001" serial="S1" device="/dev/sda" content="blank"']
 
 
@@ -58,7 +58,7 @@ def test_a_blank_permitted_stick_stays(gate):
 def test_who_is_not_permitted_today_is_cut_off(gate, permits):
     gate.permit(*permits)
     gate.disk(gate.environment)
-    assert not gate.open()
+    assert not gate.authorised()
     assert gate.lines[-1].startswith('event=refused id="46f4:0001" serial="S1" port="1-1" reason="not permitted')
 
 
@@ -66,7 +66,7 @@ def test_who_is_not_permitted_today_is_cut_off(gate, permits):
 def test_permissions_that_cannot_be_read_permit_nobody(gate, text):
     Path(gate.PERMITS).write_text(text)
     gate.disk(gate.environment)
-    assert not gate.open()
+    assert not gate.authorised()
     assert gate.lines[0].startswith("event=unreadable")
 
 
@@ -81,7 +81,7 @@ def test_permissions_that_cannot_be_read_permit_nobody(gate, text):
 )
 def test_what_is_not_encrypted_is_cut_off(gate, content):
     gate.disk({**gate.environment, "DEVNAME": "/dev/null", **content})
-    assert not gate.open()
+    assert not gate.authorised()
 
 
 def test_disks_that_are_not_usb_are_none_of_its_business(gate):
@@ -91,10 +91,10 @@ def test_disks_that_are_not_usb_are_none_of_its_business(gate):
 
 def test_the_sweep_ends_permissions(gate):
     gate.sweep()
-    assert gate.open() and gate.lines == []
+    assert gate.authorised() and gate.lines == []
     gate.permit()
     gate.sweep()
-    assert not gate.open()
+    assert not gate.authorised()
     gate.sweep()
     assert len([line for line in gate.lines if "refused" in line]) == 1, "said once"
 
@@ -108,7 +108,12 @@ def test_no_driver_without_a_permission(gate, monkeypatch):
 
 @pytest.mark.parametrize(
     ("cipher", "size", "weak"),
-    [("aes-xts-plain64", 64, False), ("aes-xts-plain64", 32, True), ("aes-cbc-essiv:sha256", 32, True), ("cipher_null-ecb", 64, True)],
+    [
+        ("aes-xts-plain64", 64, False),
+        ("aes-xts-plain64", 32, True),
+        ("aes-cbc-essiv:sha256", 32, True),
+        ("cipher_null-ecb", 64, True),
+    ],
 )
 def test_only_aes_256_will_do(gate, cipher, size, weak):
     metadata = {"segments": {"0": {"encryption": cipher}}, "keyslots": {"0": {"key_size": size}}}

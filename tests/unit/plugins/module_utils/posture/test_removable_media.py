@@ -76,7 +76,8 @@ def test_a_kind_is_closed_when_all_its_modules_are():
 
 
 def test_storage_drivers_in_the_kernel():
-    assert media.loaded("usb_storage 81920 1 uas, Live 0x0\nuas 1 0 - Live 0x0\nusbcore 1 0 - Live 0x0\n") == ["usb-storage", "uas"]
+    listed = "usb_storage 81920 1 uas, Live 0x0\nuas 1 0 - Live 0x0\nusbcore 1 0 - Live 0x0\n"
+    assert media.loaded(listed) == ["usb-storage", "uas"]
 
 
 def test_a_rule_that_is_commented_out_asks_nobody():
@@ -86,5 +87,5 @@ def test_a_rule_that_is_commented_out_asks_nobody():
 
 def test_permissions_end(monkeypatch):
     monkeypatch.setattr(media, "today", lambda: "2026-11-29")
-    permits = [{"id": "a", "serial": "1", "expires": "2026-11-29"}, {"id": "a", "serial": "2", "expires": "2026-11-28"}, {"id": "b"}]
-    assert media.identities(media.current(permits)) == [{"id": "a", "serial": "1"}]
+    permits = [{"id": "a", "serial": number, "expires": f"2026-11-{number}"} for number in ("28", "29")] + [{"id": "b"}]
+    assert media.identities(media.current(permits)) == [{"id": "a", "serial": "29"}]
