@@ -70,6 +70,12 @@ def stick(**more: object) -> dict:
     return {"removable_media_devices": [{**whole, **more}]}
 
 
+def disk(**more: object) -> dict:
+    """Return variables that declare one volume, with something wrong about it."""
+    whole = {"name": "data", "model": "M", "serial": "S1", "size": 1 << 30, "filesystem": "ext4", "mount": "/srv/data"}
+    return {"disk_encryption_volumes": [{**whole, **more}]}
+
+
 # (variables of the host, what the refusal must say)
 CASES: list[tuple[dict, list[str]]] = [
     # laxer than the policy
@@ -322,6 +328,23 @@ CASES: list[tuple[dict, list[str]]] = [
     ({"removable_media_usb_kinds": ["hid", "storage"]}, ["removable_media_usb_kinds", "storage", "may only hold", "MA-1.3"]),
     ({"removable_media_kinds": ["usb"]}, ["removable_media_kinds", "may only hold", "MA-1.3"]),
     ({"removable_media_allow": True}, ["removable_media_allow", "unknown variable of role removable_media"]),
+    # encrypted disks
+    (disk(name="../x"), ["disk_encryption_volumes[0].name = '../x'", "must match"]),
+    (disk(serial=""), ["disk_encryption_volumes[0].serial = ''", "must match", "MA-1.5"]),
+    (disk(model="a\nb"), ["disk_encryption_volumes[0].model", "must match", "MA-1.5"]),
+    (disk(size=512), ["disk_encryption_volumes[0].size = 512", "at least 33554432 bytes"]),
+    (disk(size="all of it"), ["disk_encryption_volumes", "wrong type", "MA-1.5"]),
+    (disk(filesystem="vfat"), ["disk_encryption_volumes", "filesystem", "must be one of"]),
+    (disk(mount="/etc"), ["disk_encryption_volumes[0].mount = '/etc'", "must not match"]),
+    (disk(mount="/srv/../etc"), ["disk_encryption_volumes[0].mount", "must match"]),
+    (disk(force=True), ["disk_encryption_volumes", "force"]),
+    ({"disk_encryption_custodians": [{"name": "A", "recipient": "AGE-SECRET-KEY-1" + "Q" * 58}]},
+     ["disk_encryption_custodians[0].recipient", "must match", "WTH-7.8-7b"]),
+    ({"disk_encryption_custodians": [{"name": "", "recipient": "age1" + "q" * 58}]}, ["disk_encryption_custodians[0].name", "must not be empty"]),
+    ({"disk_encryption_exempt": [{"mount": "/", "reason": "", "approver": "A"}]}, ["disk_encryption_exempt[0].reason", "must not be empty", "MA-1.5"]),
+    ({"disk_encryption_key_slots": 32}, ["disk_encryption_key_slots = 32", "at most 8 key slots", "MA-1.5"]),
+    ({"disk_encryption_pbkdf_memory_mib": 1}, ["disk_encryption_pbkdf_memory_mib = 1", "at least 64 MiB"]),
+    ({"disk_encryption_wipe": True}, ["disk_encryption_wipe", "unknown variable of role disk_encryption"]),
 ]  # fmt: skip
 
 
