@@ -52,7 +52,7 @@ def encrypted(devices):
         host.out("apt-get install -qq -y --no-install-recommends age cryptsetup-bin >/dev/null 2>&1", 300)
         host.out(f"mkfs.ext4 -q {plain} && mkdir -p /srv/old && mount {plain} /srv/old && echo precious >/srv/old/file")
         host.out(PLAIN_SWAP)
-        host.out("mkdir -p /etc/keys; echo k >/etc/keys/k; chmod 644 /etc/keys/k; echo k UUID=1-1 /etc/keys/k noauto >/etc/crypttab")
+        host.out("mkdir /etc/keys; echo k >/etc/keys/k; chmod 644 /etc/keys/k; echo k UUID=1-1 /etc/keys/k noauto >/etc/crypttab")
         other = disk(host, "OTHER1")
         host.out(f"cryptsetup luksFormat -q --type luks1 --pbkdf-force-iterations 1000 --key-file /etc/keys/k {other} && "
                  f"cryptsetup open --key-file /etc/keys/k {other} weak")  # fmt: skip
