@@ -333,7 +333,7 @@ CASES: list[tuple[dict, list[str]]] = [
     (disk(serial=""), ["disk_encryption_volumes[0].serial = ''", "must match", "MA-1.5"]),
     (disk(model="a\nb"), ["disk_encryption_volumes[0].model", "must match", "MA-1.5"]),
     (disk(size=512), ["disk_encryption_volumes[0].size = 512", "at least 33554432 bytes"]),
-    (disk(size="all of it"), ["disk_encryption_volumes", "wrong type", "MA-1.5"]),
+    (disk(size="all of it"), ["disk_encryption_volumes", "cannot be converted to an int", "MA-1.5"]),
     (disk(filesystem="vfat"), ["disk_encryption_volumes", "filesystem", "must be one of"]),
     (disk(mount="/etc"), ["disk_encryption_volumes[0].mount = '/etc'", "must not match"]),
     (disk(mount="/srv/../etc"), ["disk_encryption_volumes[0].mount", "must match"]),
