@@ -58,7 +58,7 @@ def test_a_hardened_host_passes(guarded, host):
 
 
 def test_a_strange_stick_is_of_no_use_and_on_record(guarded, host):
-    """Neither an unknown stick nor the one whose permission has ended gets as far as being a disk; a keyboard works."""
+    """Neither an unknown stick nor the one whose permission has ended gets as far as being a disk."""
     for serial in ("STRANGER1", "EXPIRED1"):
         guarded.plug(host, guarded.image(host, "strange", 16), serial)
         line = wait(host, "event=inserted", f'serial="{serial}"')
@@ -68,10 +68,21 @@ def test_a_strange_stick_is_of_no_use_and_on_record(guarded, host):
         assert "0" in host.out(f"cat $(dirname $(grep -l {serial} /sys/bus/usb/devices/*/serial))/authorized")
         guarded.unplug(host, serial)
         wait(host, "event=removed", f'serial="{serial}"')
-    host.guest.control("device_add", driver="usb-kbd", id="keyboard", bus="xhci.0")
+
+
+def test_a_keyboard_in_use_is_not_cut_off(guarded, host):
+    """A declaration that would leave nobody a keyboard is refused, and the keyboard goes on working."""
     keyboards = "grep -c 'QEMU USB Keyboard' /proc/bus/input/devices || true"
+    host.guest.control("device_add", driver="usb-kbd", id="keyboard", bus="xhci.0")
     guests.until(lambda: host.out(keyboards) != "0", 60, f"{host.name}: a keyboard that is plugged in works")
-    host.guest.control("device_del", id="keyboard")
+    try:
+        with pytest.raises(AssertionError, match="would be cut off"):
+            guarded.apply("removable_media", "--limit", host.name, removable_media_usb_kinds=["hub"])
+        assert host.out(keyboards) != "0"
+    finally:
+        guarded.fleet.variables.pop("removable_media_usb_kinds")
+        host.guest.control("device_del", id="keyboard")
+    assert set(guarded.statuses("removable_media", host.name).values()) == {"pass"}
 
 
 def test_a_stopped_guard_lets_nobody_in_and_is_noticed(guarded, host):

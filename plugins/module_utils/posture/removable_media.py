@@ -55,7 +55,8 @@ def collect() -> dict:
     """Return what may be plugged in.
 
     today       the host's date; packages: ["usbguard"] if it is installed; before: those before the role came, None unless it did
-    usb         {here: the kernel has USB and this host may control it, closed: new devices wait for a permission}
+    usb         {here: the kernel has USB and this host may control it, closed: new devices wait for a permission,
+                present: [{id, product, classes}] of devices that are plugged in and can be used}
     usbguard    {active, at_boot, settings, source: "daemon" or the file that the rules are from}
     rules       [{target, id, serial, interfaces, operator, else}]
     verdicts    what becomes of devices nobody permitted, by kind: allow, block or reject
@@ -90,7 +91,7 @@ def collect() -> dict:
         implicit = data["usbguard"]["settings"].get("ImplicitPolicyTarget", "block") if data["usbguard"]["installed"] else "allow"
         strangers = {name: {"id": "ffff:ffff", "serial": "?", "interfaces": faces} for name, faces in STRANGERS.items()}
         data["verdicts"] = {name: verdict(data["rules"], device, implicit) for name, device in strangers.items()}
-        data["permitted"] = identities([rule for rule in data["rules"] if rule["target"] == "allow" and rule["id"]])
+        data["permitted"] = identities([rule for rule in data["rules"] if rule["target"] == "allow" and rule["serial"]])
     except (CannotObserve, KeyError) as exc:
         for key in ("rules", "verdicts", "permitted"):
             unobserved[key] = str(exc)
@@ -116,7 +117,19 @@ def usb() -> dict:
     """Return whether there is USB to control, and whether whatever is plugged in waits for a permission."""
     here = os.path.isdir(USB) and controllable()
     defaults = [read(path).strip() for path in sorted(glob.glob(f"{USB}/usb*/authorized_default"))] if here else []
-    return {"here": here, "closed": here and set(defaults) == {"0"}}
+    return {"here": here, "closed": here and set(defaults) == {"0"}, "present": present() if here else []}
+
+
+def present() -> list[dict]:
+    """Return {id, product, classes} of the USB devices that are plugged in and can be used; classes are those of its interfaces."""
+    found = []
+    for place in sorted(os.path.dirname(path) for path in glob.glob(f"{USB}/*/idVendor")):
+        faces = glob.glob(f"{place}/{os.path.basename(place)}:*/bInterfaceClass")
+        about = {name: read(f"{place}/{name}").strip() if os.path.exists(f"{place}/{name}") else "" for name in
+                 ("idVendor", "idProduct", "product")}  # fmt: skip
+        classes = sorted({read(path).strip() for path in faces})
+        found.append({"id": f"{about['idVendor']}:{about['idProduct']}", "product": about["product"], "classes": classes})
+    return found
 
 
 def usbguard() -> dict:
