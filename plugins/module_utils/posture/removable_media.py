@@ -121,7 +121,7 @@ def usb() -> dict:
 
 
 def present() -> list[dict]:
-    """Return {id, product, classes} of the USB devices that are plugged in and can be used; classes are those of its interfaces."""
+    """Return {id, product, classes} of the USB devices that can be used; the classes are those of their interfaces."""
     found = []
     for place in sorted(os.path.dirname(path) for path in glob.glob(f"{USB}/*/idVendor")):
         faces = glob.glob(f"{place}/{os.path.basename(place)}:*/bInterfaceClass")
