@@ -36,7 +36,7 @@ def collect() -> dict:
     swaps       [{name, encrypted}]
     crypts      [{name, type, cipher, key_bits, slots, derivations}] of open volumes
     volumes     [{name, recipients, sealed, slot, sha256}] of volumes that the role made
-    keys        owner and mode of key files and where they lie; loose: those that others than root could read
+    key_files   owner and mode of key files and where they lie; loose: those that others than root could read
     sleep       what systemd says of ways to sleep that write memory to the disk, by unit
     cryptsetup  whether it is installed
     """
@@ -46,7 +46,7 @@ def collect() -> dict:
         "swaps": lambda: swaps(read("/proc/swaps")) if own else [],
         "crypts": lambda: crypts() if own else [],
         "volumes": lambda: [volume(name) for name in luks.records()],
-        "keys": keys,
+        "key_files": guarded,
         "loose": loose,
         "sleep": sleep,
     }
@@ -162,7 +162,7 @@ def key_files() -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def keys() -> list[dict]:
+def guarded() -> list[dict]:
     """Return owner, group and mode of key files, and of the directory of ours."""
     return [file_facts(path) for path in [luks.KEYS, luks.RECORDS, *key_files()] if os.path.exists(path)]
 

@@ -25,7 +25,7 @@ from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common i
 )
 
 DIRECTORY = "/etc/bulwark/removable_media"
-RECORD = f"{DIRECTORY}/before"
+RECORD = "/etc/bulwark-removable-media.before"
 GATE = "/usr/local/lib/bulwark/media_gate"
 VENDOR_CONFIG = "/etc/usbguard/usbguard-daemon.conf"
 USB = "/sys/bus/usb/devices"
