@@ -35,10 +35,15 @@ class Devices:
         return self.fleet.ansible("ansible-playbook", str(guests.ROOT / "molecule" / "shared" / "converge.yml"), *arguments,
                                   targets="guests", role=role, scenario_dir=str(scenario))  # fmt: skip
 
+    def judged(self, role: str, targets: str = "guests") -> dict[str, dict[str, str]]:
+        """Return what the evidence says of a role's controls on guests: {guest: {control: status}}."""
+        records = self.fleet.assess(targets, role)
+        return {name: {control["id"].split(".")[1]: control["status"] for control in record["controls"]}
+                for name, record in records.items()}  # fmt: skip
+
     def statuses(self, role: str, name: str) -> dict[str, str]:
-        """Return what the evidence says of a guest's controls of a role."""
-        record = self.fleet.assess(name, role)[name]
-        return {control["id"].split(".")[1]: control["status"] for control in record["controls"]}
+        """Return the same of one guest."""
+        return self.judged(role, name)[name]
 
     def image(self, host: guests.Host, name: str, mebibytes: int) -> Path:
         """Return an image of zeros for one guest, made anew."""
