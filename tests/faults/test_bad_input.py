@@ -75,6 +75,18 @@ def export(**more: object) -> dict:
     return {"media_exports": [{"path": "/srv/exports", "keep_hours": 24, "approver": "Ann", "reason": "billing", **more}]}
 
 
+def stick(**more: object) -> dict:
+    """Return variables that permit one stick, with something wrong about it."""
+    whole = {"id": "0951:1666", "serial": "60A44C3F", "approver": "A", "purpose": "p", "expires": "2026-12-31"}
+    return {"removable_media_devices": [{**whole, **more}]}
+
+
+def disk(**more: object) -> dict:
+    """Return variables that declare one volume, with something wrong about it."""
+    whole = {"name": "data", "model": "M", "serial": "S1", "size": 1 << 30, "filesystem": "ext4", "mount": "/srv/data"}
+    return {"disk_encryption_volumes": [{**whole, **more}]}
+
+
 # (variables of the host, what the refusal must say)
 CASES: list[tuple[dict, list[str]]] = [
     # laxer than the policy
@@ -338,6 +350,39 @@ CASES: list[tuple[dict, list[str]]] = [
     (export(expires="2027-02-30"), ["media_exports[0].expires = '2027-02-30'", "must be a date"]),
     ({"media_unfinished_days": 365}, ["media_unfinished_days = 365", "at most 90 days", "MA-4"]),
     ({"media_wipe": True}, ["media_wipe", "unknown variable of role media"]),
+    # removable media
+    (stick(id="0951:*"), ["removable_media_devices[0].id = '0951:*'", "must match", "MA-1.3"]),
+    (stick(id="0951"), ["removable_media_devices[0].id = '0951'", "must match", "MA-1.3"]),
+    (stick(serial=""), ["removable_media_devices[0].serial = ''", "must match", "MA-1.2"]),
+    (stick(serial="0000000000"), ["removable_media_devices[0].serial", "must not match", "MA-1.2"]),
+    (stick(serial='X" with-interface { *:*:* }'), ["removable_media_devices[0].serial", "must match", "MA-1.2"]),
+    (stick(approver=""), ["removable_media_devices[0].approver = ''", "must not be empty", "MA-1.2"]),
+    (stick(approver="A\nallow"), ["removable_media_devices[0].approver", "must match", "MA-1.2"]),
+    (stick(expires="never"), ["removable_media_devices[0].expires = 'never'", "must be a date", "MA-1.2"]),
+    (stick(expires="2027-02-30"), ["removable_media_devices[0].expires", "must be a date", "MA-1.2"]),
+    ({"removable_media_max_days": 3650}, ["removable_media_max_days = 3650", "at most 366 days", "MA-1.2"]),
+    ({"removable_media_usb_kinds": ["hid", "storage"]}, ["removable_media_usb_kinds", "storage", "may only hold", "MA-1.3"]),
+    ({"removable_media_kinds": ["usb"]}, ["removable_media_kinds", "may only hold", "MA-1.3"]),
+    ({"removable_media_allow": True}, ["removable_media_allow", "unknown variable of role removable_media"]),
+    # encrypted disks
+    (disk(name="../x"), ["disk_encryption_volumes[0].name = '../x'", "must match"]),
+    (disk(serial=""), ["disk_encryption_volumes[0].serial = ''", "must match", "MA-1.5"]),
+    (disk(model="a\nb"), ["disk_encryption_volumes[0].model", "must match", "MA-1.5"]),
+    (disk(size=512), ["disk_encryption_volumes[0].size = 512", "at least 33554432 bytes"]),
+    (disk(size="all of it"), ["disk_encryption_volumes", "cannot be converted to an int", "MA-1.5"]),
+    (disk(filesystem="vfat"), ["disk_encryption_volumes", "filesystem", "must be one of"]),
+    (disk(mount="/etc"), ["disk_encryption_volumes[0].mount = '/etc'", "must not match"]),
+    (disk(mount="/srv/../etc"), ["disk_encryption_volumes[0].mount", "must match"]),
+    (disk(force=True), ["disk_encryption_volumes", "force"]),
+    ({"disk_encryption_custodians": [{"name": "A", "recipient": "AGE-SECRET-KEY-1" + "Q" * 58}]},
+     ["disk_encryption_custodians[0].recipient", "must match", "WTH-7.8-7b"]),
+    ({"disk_encryption_custodians": [{"name": "", "recipient": "age1" + "q" * 58}]},
+     ["disk_encryption_custodians[0].name", "must not be empty"]),
+    ({"disk_encryption_exempt": [{"mount": "/", "reason": "", "approver": "A"}]},
+     ["disk_encryption_exempt[0].reason", "must not be empty", "MA-1.5"]),
+    ({"disk_encryption_key_slots": 32}, ["disk_encryption_key_slots = 32", "at most 8 key slots", "MA-1.5"]),
+    ({"disk_encryption_pbkdf_memory_mib": 1}, ["disk_encryption_pbkdf_memory_mib = 1", "at least 64 MiB"]),
+    ({"disk_encryption_wipe": True}, ["disk_encryption_wipe", "unknown variable of role disk_encryption"]),
 ]  # fmt: skip
 
 
