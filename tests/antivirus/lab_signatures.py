@@ -4,8 +4,8 @@
 
     lab_signatures.py sign DIRECTORY NAME TEXT...    add a signature for files that contain a text to DIRECTORY/lab.ndb
     lab_signatures.py serve DIRECTORY PORT           serve the directory on this host
-    lab_signatures.py make DIRECTORY [TEXT]          write a file with the text (without one, the well-known test file), plain, in a
-                                                     zip, in a tar.gz, in a zip in a tar, and as a mail's attachment
+    lab_signatures.py make DIRECTORY [TEXT]          write a file with the text (without one, the well-known test file), plain,
+                                                     in a zip, in a tar.gz, in a zip in a tar, and as a mail's attachment
 """
 
 from __future__ import annotations

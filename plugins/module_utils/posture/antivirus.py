@@ -185,7 +185,7 @@ def hours(seconds: float) -> float:
 
 
 def built(head: bytes) -> int | None:
-    """Return when a signed database was built, in seconds since 1970, or None: C(ClamAV-VDB:07 Nov 2025 09-30 -0500:27816:...)."""
+    """Return when a signed database was built, in seconds since 1970, or None: C(ClamAV-VDB:07 Nov 2025 09-30 -0500:27816:)."""
     found = re.match(rb"ClamAV-VDB:(\d{2} \w{3} \d{4} \d{2}-\d{2}) ([+-])(\d{2})(\d{2}):", head)
     if not found:
         return None
