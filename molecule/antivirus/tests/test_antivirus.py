@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Proofs of the antivirus role: what is found, where it goes, who hears of it, and what happens when something breaks.
 
-Here in containers; that infected files cannot be opened is a matter of the kernel, and proven in guests (tests/antivirus). Signatures
-come from a server on the host itself. The well-known test file, and texts that are called malware here, are put together on the spot.
+Here in containers; that infected files cannot be opened is a matter of the kernel, and proven in guests (tests/antivirus).
+Signatures come from a server on the host itself. The well-known test file, and texts that are called malware here, are put
+together on the spot.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def test_new_signature_is_picked_up_and_catches_what_was_missed(guarded, host):
 
 
 def test_infected_files_are_found_whatever_they_are_packed_in(guarded, host):
-    """The well-known test file, plain, packed, packed twice, and in a mail: each is named in the journal, under a name of the file."""
+    """The well-known test file, plain, packed, packed twice, and in a mail: each is named in the journal."""
     guarded.sign("Lab.TestFile")
     assert guarded.start("update") == 0
     host.check_output("mkdir -p /srv/in && /opt/lab_signatures.py make /srv/in")
@@ -125,7 +126,7 @@ def test_infected_files_are_found_whatever_they_are_packed_in(guarded, host):
 
 
 def test_scheduled_scan_finds_what_lay_there_before(guarded, host):
-    """The timer starts it. What lies on a guarded path is taken away, what lies elsewhere is reported and stays, for people to see to."""
+    """The timer starts it. What lies on a guarded path is taken away, what lies elsewhere is reported and stays."""
     host.check_output("mkdir -p /srv/in /opt/in && /opt/lab_signatures.py make /srv/in LAB-MALWARE-FIRST && "
                       "/opt/lab_signatures.py make /opt/in LAB-MALWARE-FIRST")  # fmt: skip
     began = time.time()
@@ -163,7 +164,7 @@ def test_unprivileged_user_gets_nowhere(guarded, host, person):
 
 
 def test_killed_scanner_comes_back_and_that_is_said(guarded, host):
-    """Killed several times in a row it is back each time; each end is on record, with what it means; while it is away, that is said."""
+    """Killed several times in a row it is back each time; each end is on record; while it is away, that is said."""
     for _turn in range(3):
         guarded.mark()
         before = guarded.pid()
@@ -200,7 +201,7 @@ def test_scan_without_a_scanner_does_not_count(guarded, host):
 
 
 def test_update_that_fails_is_said_and_does_not_count(guarded, host):
-    """Without its source an update fails and says so. Where one of two sources fails, what the other had is in force all the same."""
+    """Without its source an update fails and says so. Where one of two fails, what the other had is in force all the same."""
     before = guarded.noted("update")
     guarded.mark()
     host.check_output("systemctl stop lab-signatures")
@@ -236,7 +237,7 @@ def test_stale_signatures_raise_an_alarm(guarded, host):
 
 
 def test_scanner_that_eats_memory_is_ended_and_comes_back(guarded, host):
-    """More than its limit it does not get, whatever somebody sends it: the kernel ends who asks for it, and the scanner comes back."""
+    """More than its limit it does not get: the kernel ends who asks for it, and the scanner comes back."""
     group = host.check_output("systemctl show -p ControlGroup --value clamav-daemon.service")
     done = host.run("GROUP=%s python3 -c %s", group, HOG)
     assert done.rc in (137, -9), done
@@ -272,7 +273,7 @@ def test_upgrade_of_the_package_changes_nothing(guarded, host):
 
 
 def test_all_can_be_taken_back(host, target, guarded):
-    """With `antivirus_state: absent` the host is as it was: the vendor's packages where they were, else none. The quarantine stays."""
+    """With `antivirus_state: absent` the vendor's packages are as they were, or gone. The quarantine stays."""
     target.reapply(antivirus_state="absent")
     try:
         assert host.package("clamav-daemon").is_installed == (target.platform == "debian12")
