@@ -23,8 +23,8 @@ SCALE = float(os.environ.get("BULWARK_BENCH_SCALE", "1"))
 FILES = max(20, int(400 * SCALE))
 TOOL = ROOT / "tests" / "antivirus" / "lab_signatures.py"
 
-# Reads COUNT files of 16 KiB, each with a content of its own, one after the other, on both paths. What was read before is known to
-# the scanner as clean. Prints seconds: of the first time, and of the best of three later ones.
+# Reads COUNT files of 16 KiB, each with a content of its own, one after the other, on both paths. What was read before is known
+# to the scanner as clean. Prints seconds: of the first time, and of the best of three later ones.
 COST = """
 import json, os, sys, time
 count = int(sys.argv[1])
