@@ -283,7 +283,7 @@ def files() -> list[dict]:
     """Return owner and mode of what decides what is caught."""
     paths = [DIRECTORY, *glob.glob(f"{DIRECTORY}/*"), "/usr/local/lib/bulwark/antivirus", DATABASES, *glob.glob(f"{DATABASES}/*"),
              *glob.glob("/etc/systemd/system/bulwark-antivirus*"),
-             *glob.glob("/etc/systemd/system/clamav-daemon.*.d/50-bulwark-antivirus.conf")]  # fmt: skip
+             *glob.glob("/etc/systemd/system/clamav-daemon.*.d/*-bulwark-antivirus.conf")]  # fmt: skip
     found = []
     for path in paths:
         try:
