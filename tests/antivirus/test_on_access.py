@@ -28,6 +28,14 @@ VARIABLES = {
     "antivirus_watch_seconds": 600,  # proofs start it themselves
 }
 
+# Eats memory as one of the scanner's processes.
+HOG = """
+import os
+with open(f"/sys/fs/cgroup{os.environ['GROUP']}/cgroup.procs", "w") as stream:
+    stream.write(str(os.getpid()))
+eaten = [bytearray(1048576) for _turn in range(1024)]
+"""
+
 
 @dataclasses.dataclass
 class Guards:
@@ -196,16 +204,31 @@ def test_without_the_scanner_files_are_open_and_that_is_said(guards):
 
 
 def test_assessment_notices_when_the_guard_is_off(guards):
-    """All controls pass; with the guard stopped one of them does not, at once, and whatever the last trial said."""
+    """All controls pass; with the guard stopped and the limit gone, two of them do not, at once, whatever the last trial said."""
     guards.out("systemctl start bulwark-antivirus-scan.service bulwark-antivirus-watch.service")
     assert {status for found in guards.statuses().values() for status in found.values()} == {"pass"}, guards.statuses()
-    guards.out("systemctl stop bulwark-antivirus-onaccess.service")
+    guards.out("systemctl stop bulwark-antivirus-onaccess.service; "
+               "systemctl set-property --runtime clamav-daemon.service MemoryMax=infinity")  # fmt: skip
     try:
         for name, found in guards.statuses().items():
-            assert {control for control, status in found.items() if status != "pass"} == {"antivirus.prevention"}, name
+            broken = {control for control, status in found.items() if status != "pass"}
+            assert broken == {"antivirus.prevention", "antivirus.limits"}, (name, found)
     finally:
-        guards.out("systemctl start bulwark-antivirus-onaccess.service")
+        guards.out("systemctl set-property --runtime clamav-daemon.service MemoryMax=256M; "
+                   "systemctl start bulwark-antivirus-onaccess.service")  # fmt: skip
     guards.each(lambda host: guests.until(lambda: guarded(host), 60, f"{host.name}: guarded again"))
+
+
+def test_scanner_that_eats_memory_is_ended_and_comes_back(guards):
+    """More than its limit it does not get: the kernel ends who asks for it, and the scanner is there again by itself."""
+
+    def attack(host: guests.Host) -> None:
+        host.out(f"cat >/root/hog.py <<'END'\n{HOG}\nEND")
+        done = host.run("GROUP=$(systemctl show -p ControlGroup --value clamav-daemon.service) python3 /root/hog.py")
+        assert done.returncode in (137, -9), (host.name, done)
+        guests.until(lambda: guarded(host), 60, f"{host.name}: guarded again")
+
+    guards.each(attack)
 
 
 def test_guard_is_there_after_a_restart_of_the_host(guards):

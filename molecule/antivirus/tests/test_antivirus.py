@@ -22,14 +22,6 @@ PING = (
     "import socket; s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect('/run/clamav/clamd.ctl'); "
     "s.sendall(b'zPING\\0'); print(s.recv(9).decode().strip(chr(0)))"
 )
-# Eats memory as one of the scanner's processes.
-HOG = """
-import os
-group = os.environ["GROUP"]
-with open(f"/sys/fs/cgroup{group}/cgroup.procs", "w") as stream:
-    stream.write(str(os.getpid()))
-eaten = [bytearray(b"x" * 1048576) for _turn in range(2048)]
-"""
 
 
 def until(true: Callable[[], object], seconds: float, what: str) -> object:
@@ -234,18 +226,6 @@ def test_stale_signatures_raise_an_alarm(guarded, host):
     guarded.mark()
     guarded.start("watch")
     assert guarded.said() == ""
-
-
-def test_scanner_that_eats_memory_is_ended_and_comes_back(guarded, host):
-    """More than its limit it does not get: the kernel ends who asks for it, and the scanner comes back."""
-    group = host.check_output("systemctl show -p ControlGroup --value clamav-daemon.service")
-    done = host.run("GROUP=%s python3 -c %s", group, HOG)
-    assert done.rc in (137, -9), done
-    until(guarded.answers, 60, "it is there")
-    group = host.check_output("systemctl show -p ControlGroup --value clamav-daemon.service")
-    assert host.check_output(f"cat /sys/fs/cgroup{group}/memory.max") == str(256 << 20)
-    assert host.check_output(f"cat /sys/fs/cgroup{group}/cpu.max") == "100000 100000"
-    assert host.check_output(f"cat /sys/fs/cgroup{group}/pids.max") == "48"
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def collect() -> dict:
     scan        {age_days: None before the first, proved, paths, remaining: infected files that are still there}
     quarantine  {directory, exists, owner, mode}
     watch       {age_seconds: None if never, wrong}
-    limits      {memory_bytes, tasks, cpu_percent: as the kernel enforces them, None for none}
+    limits      {memory_bytes, tasks, cpu_percent: as the kernel enforces them, None for none, enforceable: in some containers they
+                are not}
     settings    what the programs go by; files: [{path, owner, mode}] of what decides
     """
     settings = load(f"{DIRECTORY}/settings.json")
@@ -258,10 +259,12 @@ def limits() -> dict:
     """Return what the kernel lets the scanner have: its control group, not what a unit asks for. None is no limit."""
     group = shown(DAEMON, "ControlGroup").get("ControlGroup", "")
     place = f"/sys/fs/cgroup{group}"
+    enforceable = {"cpu", "memory", "pids"} <= set(value("cgroup.controllers", "/sys/fs/cgroup").split())
     if not group or not os.path.isdir(place):
-        return {"memory_bytes": None, "tasks": None, "cpu_percent": None}
+        return {"enforceable": enforceable, "memory_bytes": None, "tasks": None, "cpu_percent": None}
     quota, period = (value("cpu.max", place) or "max 100000").split()
     return {
+        "enforceable": enforceable,
         "memory_bytes": number(value("memory.max", place)),
         "tasks": number(value("pids.max", place)),
         "cpu_percent": None if quota == "max" else round(100 * int(quota) / int(period)),

@@ -94,7 +94,10 @@ def test_no_limit_is_none(text):
 def test_limits_are_those_of_the_kernel(monkeypatch):
     """Without a control group there is none."""
     monkeypatch.setattr(antivirus, "run", lambda argv: "ControlGroup=\n")
-    assert antivirus.limits() == {"memory_bytes": None, "tasks": None, "cpu_percent": None}
+    monkeypatch.setattr(antivirus, "value", lambda name, _place: "cpuset cpu memory pids" if name == "cgroup.controllers" else "")
+    assert antivirus.limits() == {"enforceable": True, "memory_bytes": None, "tasks": None, "cpu_percent": None}
+    monkeypatch.setattr(antivirus, "value", lambda _name, _place: "")
+    assert antivirus.limits()["enforceable"] is False
 
 
 def test_local_rules_of_the_site_are_kept(tmp_path):
