@@ -33,7 +33,7 @@ HOG = """
 import os
 with open(f"/sys/fs/cgroup{os.environ['GROUP']}/cgroup.procs", "w") as stream:
     stream.write(str(os.getpid()))
-eaten = [bytearray(1048576) for _turn in range(1024)]
+eaten = [bytearray(b"x" * 1048576) for _turn in range(1024)]
 """
 
 

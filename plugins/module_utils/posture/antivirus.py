@@ -58,8 +58,8 @@ def collect() -> dict:
     scan        {age_days: None before the first, proved, paths, remaining: infected files that are still there}
     quarantine  {directory, exists, owner, mode}
     watch       {age_seconds: None if never, wrong}
-    limits      {memory_bytes, tasks, cpu_percent: as the kernel enforces them, None for none, enforceable: in some containers they
-                are not}
+    limits      {memory_bytes, tasks, cpu_percent: as the kernel enforces them, None for none, enforceable: not in every
+                container}
     settings    what the programs go by; files: [{path, owner, mode}] of what decides
     """
     settings = load(f"{DIRECTORY}/settings.json")
