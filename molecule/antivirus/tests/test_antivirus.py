@@ -42,7 +42,7 @@ class Guarded:
 
     def mark(self) -> None:
         """Look only at what the journal says from now on. Not by cursor: with a tag, Debian 12 loses the first line behind it."""
-        self.since = self.host.check_output("date +@%%s.%%6N")
+        self.since = self.host.check_output("date +@%s.%6N")
 
     def said(self, tag: str = "bulwark-antivirus") -> str:
         """Return what was said under a tag since the mark."""
