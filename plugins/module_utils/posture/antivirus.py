@@ -35,7 +35,7 @@ UNITS = ("clamav-daemon.socket", DAEMON, GUARD, "bulwark-antivirus-update.timer"
          "bulwark-antivirus-watch.timer", "clamav-freshclam.service", "clamav-clamonacc.service")  # fmt: skip
 DIRECTORY, STATE, DATABASES = "/etc/bulwark/antivirus", "/var/lib/bulwark/antivirus", "/var/lib/clamav"
 CONFIG, SOCKET = f"{DIRECTORY}/clamd.conf", "/run/clamav/clamd.ctl"
-BEFORE = "/etc/bulwark/antivirus-before"  # packages that were there before the role came
+BEFORE = "/etc/bulwark-antivirus.before"  # packages that were there before the role came
 MARK = "# Managed by bulwark.hardening (role antivirus)"
 APPARMOR = {"clamd": "/etc/apparmor.d/local/usr.sbin.clamd", "freshclam": "/etc/apparmor.d/local/usr.bin.freshclam"}
 CAP_SYS_ADMIN = 21  # bit, capability.h
