@@ -37,7 +37,7 @@ PLATFORMS = ("server", "workstation", "gateway", "collector", "controller", "mac
 # How each kind of mapping may have come about; the crosswalk explains the words.
 PROVENANCE = {"hipaa": ("named", "own"), "nist_800_53r5": ("sp800_66r2", "own"), "hitrust": ("named", "own")}
 # Where proofs may be beside the role's own scenario: on machines with kernels of their own, several roles together.
-GUESTS = ("tests/clock/", "tests/devices/", "tests/trail/")
+GUESTS = ("tests/antivirus/", "tests/clock/", "tests/devices/", "tests/trail/")
 RULES_OF_VALUES = ("at_most", "at_least", "equals", "one_of")
 SOURCES = ("policy", "site", "technical")
 # Task keywords that hold an expression without braces around it.

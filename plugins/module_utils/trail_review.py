@@ -710,7 +710,7 @@ class Normaliser:
         return [event(line, "firewall", "rules_changed", program=visible(made.group(2), 32), text=visible(message, SHOWN))]
 
     def bulwark(self, line: Mapping, entry: Mapping, message: str, known: dict, name: str) -> list[Event]:
-        """Our own programs: bulwark-vpn, bulwark-duo, bulwark-guard, bulwark-break-glass, bulwark-review, bulwark-alert."""
+        """Our own programs: bulwark-vpn, bulwark-duo, bulwark-guard, bulwark-break-glass, bulwark-review, bulwark-antivirus."""
         text, words = visible(message, SHOWN), dict(_WORDS.findall(message))
         words = {key: value.strip('"') for key, value in words.items()}
         if name == "bulwark-vpn":
@@ -732,6 +732,12 @@ class Normaliser:
             if re.search(r"/run/bulwark-duo-\w+/sample\.conf ", message):
                 return []  # an assessment tried whether it would refuse
             return [event(line, "duo", "unsound", result="failed", text=text)]
+        if name == "bulwark-antivirus":
+            action = words.get("event", "")
+            if action == "stopped" and known["down"] == value_of(entry, "_BOOT_ID"):
+                return []  # with the whole host
+            objects = [words[key] for key in ("unit", "missing") if key in words]
+            return [event(line, "antivirus", action, program=name, text=text, objects=objects, value=words.get("hours", ""))]
         if name == "bulwark-review":
             return [
                 event(
@@ -817,9 +823,9 @@ class Normaliser:
         return [event(line, "clock", action, value=amount, program="chronyd", text=visible(message, SHOWN))]
 
     def clam(self, line: Mapping, entry: Mapping, message: str, known: dict, name: str) -> list[Event]:
-        """clamd and clamonacc: `/path: Signature FOUND`."""
+        """clamd and clamonacc: `/path: Signature FOUND`. The canary of role antivirus is known by the hash of the whole of it."""
         found = re.search(r"(/.*?): (\S+) FOUND", message)
-        if not found:
+        if not found or found.group(2).startswith("Bulwark.Canary"):
             return []
         return [event(line, "malware", "found", objects=[visible(found.group(1), 300)], value=visible(found.group(2), 100),
                       program=name, text=visible(message, SHOWN))]  # fmt: skip

@@ -69,6 +69,7 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture import (
     accounts,
+    antivirus,
     audit_log,
     banner,
     disk_encryption,
@@ -89,6 +90,7 @@ from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common i
 
 COLLECTORS = {
     "accounts": accounts.collect,
+    "antivirus": antivirus.collect,
     "audit_log": audit_log.collect,
     "banner": banner.collect,
     "disk_encryption": disk_encryption.collect,

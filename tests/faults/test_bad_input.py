@@ -383,6 +383,27 @@ CASES: list[tuple[dict, list[str]]] = [
     ({"disk_encryption_key_slots": 32}, ["disk_encryption_key_slots = 32", "at most 8 key slots", "MA-1.5"]),
     ({"disk_encryption_pbkdf_memory_mib": 1}, ["disk_encryption_pbkdf_memory_mib = 1", "at least 64 MiB"]),
     ({"disk_encryption_wipe": True}, ["disk_encryption_wipe", "unknown variable of role disk_encryption"]),
+    # antivirus
+    ({"antivirus_prevention": False}, ["antivirus_prevention = False", "must be True", "MA-10.1"]),
+    ({"antivirus_paths": []}, ["antivirus_paths = []", "at least 1 item", "MA-10.1"]),
+    ({"antivirus_paths": ["/usr/bin"]}, ["antivirus_paths", "/usr/bin", "must not match", "technical limit"]),
+    ({"antivirus_paths": ["/var/lib/clamav"]}, ["antivirus_paths", "must not match", "the scanner lives"]),
+    ({"antivirus_paths": ["/srv/a b"]}, ["antivirus_paths", "/srv/a b", "must match"]),
+    ({"antivirus_exclude_paths": ["/srv/../etc"]}, ["antivirus_exclude_paths", "without '..'", "MA-10.1"]),
+    ({"antivirus_signature_max_age_hours": 48}, ["antivirus_signature_max_age_hours = 48", "at most 24 hours", "UMDNJ-G-2"]),
+    ({"antivirus_build_max_age_hours": 1000}, ["antivirus_build_max_age_hours = 1000", "at most 168 hours", "MA-10"]),
+    ({"antivirus_update_minutes": 1440}, ["antivirus_update_minutes = 1440", "at most 240 minutes", "MA-10.2"]),
+    ({"antivirus_custom_urls": ["http://av.example/a.ndb"]}, ["antivirus_custom_urls", "must match", "not signed"]),
+    ({"antivirus_custom_urls": ["https://av.example/a.exe"]}, ["antivirus_custom_urls", "a.exe", "must match", "MA-10.2"]),
+    ({"antivirus_mirrors": ["mirror.example\nNotifyClamd /x"]}, ["antivirus_mirrors", "must match"]),
+    ({"antivirus_authorities": ["-----BEGIN PRIVATE KEY-----"]}, ["antivirus_authorities", "must match", "private key"]),
+    ({"antivirus_scan_calendar": "daily\nExecStart=/bin/sh"}, ["antivirus_scan_calendar", "must match", "MA-10.1"]),
+    ({"antivirus_scan_max_age_days": 90}, ["antivirus_scan_max_age_days = 90", "at most 31 days", "MA-10.1"]),
+    ({"antivirus_quarantine_directory": "/srv/q"}, ["antivirus_quarantine_directory = '/srv/q'", "must match", "MA-10.1"]),
+    ({"antivirus_max_file_mib": 5}, ["antivirus_max_file_mib = 5", "at least 25 MiB", "MA-14.2.4"]),
+    ({"antivirus_memory_max_mib": 64}, ["antivirus_memory_max_mib = 64", "at least 128 MiB", "MA-11.2"]),
+    ({"antivirus_watch_seconds": 3600}, ["antivirus_watch_seconds = 3600", "at most 600 seconds", "MA-6.1.9"]),
+    ({"antivirus_threads": "many"}, ["antivirus_threads", "must be int"]),
 ]  # fmt: skip
 
 

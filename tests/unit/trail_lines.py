@@ -302,6 +302,15 @@ def fixtures(at: float) -> dict[str, list[tuple[dict, dict]]]:
             )
         ),
         "malware": plain(log("clamd", "/srv/share/invoice.exe: Eicar-Signature FOUND")),
+        "antivirus_off": plain(
+            log(
+                "bulwark-antivirus",
+                "event=stopped unit=clamav-daemon.service result=signal how=killed status=KILL "
+                'means="nothing is scanned until it is back: files on guarded paths can be opened whatever they hold"',
+                _UID="110",
+            )
+        ),
+        "antivirus_stale": plain(log("bulwark-antivirus", "event=signatures_stale hours=25.5 limit=24")),
         "guard_rollback": plain(
             log(
                 "bulwark-guard",
@@ -404,6 +413,11 @@ def normal_day(hosts: tuple[str, ...] = ("web", "db", "gate"), day: float = 1_79
                     person="deploy",
                     arguments="a0=ffffff9c a1=1 a2=9ed a3=0",
                 )
+            if minute % 5 == 2:
+                canary = "/var/lib/bulwark/antivirus-canary/bulwark-canary"
+                made.append(log("clamd", f"{canary}: Bulwark.Canary.UNOFFICIAL FOUND", _UID="110"))
+            if minute == 200:
+                made.append(log("bulwark-antivirus", "event=scan_finished found=0 errors=2 seconds=812", _UID="110"))
             if minute % 120 == 40:
                 made.append(log("chronyd", "Selected source 192.0.2.123 (ntp.clinic.example)"))
             for turn in range(chatter):
