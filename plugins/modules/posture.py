@@ -70,6 +70,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture import (
     accounts,
     audit_log,
+    backup,
+    backup_repository,
     banner,
     duo,
     firewall,
@@ -87,6 +89,8 @@ from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common i
 COLLECTORS = {
     "accounts": accounts.collect,
     "audit_log": audit_log.collect,
+    "backup": backup.collect,
+    "backup_repository": backup_repository.collect,
     "banner": banner.collect,
     "duo": duo.collect,
     "firewall": firewall.collect,
