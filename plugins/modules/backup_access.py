@@ -70,6 +70,9 @@ options:
     description: With V(entered), the line that V(made) returned. Empty only in check mode, or to enter nobody.
     type: str
     default: ""
+  authority_file:
+    description: With V(entered), where the certificate of the server's authority lies, to be returned.
+    type: path
   escrow:
     description: With V(entered), the sealed key that V(made) returned. Not given where there is none.
     type: dict
@@ -117,6 +120,11 @@ escrow:
   type: dict
   returned: with state made
   sample: {sealed: "-----BEGIN AGE ENCRYPTED FILE-----", custodians: [{name: Privacy Officer, key: age1ql3}]}
+authority:
+  description: The certificate in PEM of the server's authority, if O(authority_file) was given. Empty if it is not there yet.
+  type: str
+  returned: with state entered
+  sample: "-----BEGIN CERTIFICATE-----"
 removed:
   description: Names that were taken off the list.
   type: list
@@ -226,7 +234,8 @@ def entered(params: dict, said: list[str], check: bool) -> dict:
     wrong = os.path.exists(path) and (os.stat(path).st_mode & 0o7777, os.stat(path).st_uid) != (0o640, 0)
     if wrong:
         said.append(f"{path}: owner root, mode 0640")
-    if not check and (after != before or wrong or not os.path.exists(path)):
+    asked = name is not None or params["names"] is not None
+    if asked and not check and (after != before or wrong or not os.path.exists(path)):
         write(path, text.encode(), 0o640)
         os.chown(path, 0, grp.getgrnam(params["group"]).gr_gid)
     escrow = os.path.join(params["directory"], f"{name}.json")
@@ -238,7 +247,7 @@ def entered(params: dict, said: list[str], check: bool) -> dict:
             said.append(f"{escrow}: the sealed key of {name}")
             if not check:
                 write(escrow, fresh.encode(), 0o600)
-    return {"removed": removed}
+    return {"removed": removed, "authority": load(params["authority_file"]) if params["authority_file"] else ""}
 
 
 def main() -> None:
@@ -256,6 +265,7 @@ def main() -> None:
             "group": {"type": "str", "default": "root"},
             "names": {"type": "list", "elements": "str"},
             "line": {"type": "str", "default": ""},
+            "authority_file": {"type": "path"},
             "escrow": {"type": "dict"},
         },
         supports_check_mode=True,
