@@ -56,7 +56,7 @@ options:
         type: str
         required: true
   path:
-    description: With V(entered), the list (htpasswd).
+    description: With V(entered), the list (htpasswd). Without it, only a sealed key is kept.
     type: path
   group:
     description: With V(entered), who may read the list.
@@ -217,27 +217,9 @@ def sealed(place: str, what: dict, custodians: list[dict], said: list[str], chec
 
 def entered(params: dict, said: list[str], check: bool) -> dict:
     """Bring the list, and the sealed key of a host, to what is wanted."""
-    path, name = params["path"], params["name"]
-    if not path:
-        raise PkiError("path: is missing")
-    before = dict(line.split(":", 1) for line in load(path).splitlines() if ":" in line)
-    after = {key: value for key, value in before.items() if params["names"] is None or key in params["names"]}
-    removed = sorted(set(before) - set(after))
-    said.extend(f"{path}: {gone} may no longer come in" for gone in removed)
-    if name and params["line"]:
-        if not params["line"].startswith(f"{name}:{{SHA}}"):
-            raise PkiError(f"line: is not one of {name}")
-        after[name] = params["line"].split(":", 1)[1]
-    if name and (not params["line"] or after[name] != before.get(name)) and (params["line"] or check):
-        said.append(f"{path}: {name} may come in")
-    text = "".join(f"{key}:{value}\n" for key, value in sorted(after.items()))
-    wrong = os.path.exists(path) and (os.stat(path).st_mode & 0o7777, os.stat(path).st_uid) != (0o640, 0)
-    if wrong:
-        said.append(f"{path}: owner root, mode 0640")
-    asked = name is not None or params["names"] is not None
-    if asked and not check and (after != before or wrong or not os.path.exists(path)):
-        write(path, text.encode(), 0o640)
-        os.chown(path, 0, grp.getgrnam(params["group"]).gr_gid)
+    path, name, removed = params["path"], params["name"], []
+    if path and (name is not None or params["names"] is not None):
+        removed = listed(params, said, check)
     escrow = os.path.join(params["directory"], f"{name}.json")
     if name and params["escrow"] is not None:
         fresh = json.dumps(params["escrow"], indent=1, sort_keys=True) + "\n"
@@ -248,6 +230,30 @@ def entered(params: dict, said: list[str], check: bool) -> dict:
             if not check:
                 write(escrow, fresh.encode(), 0o600)
     return {"removed": removed, "authority": load(params["authority_file"]) if params["authority_file"] else ""}
+
+
+def listed(params: dict, said: list[str], check: bool) -> list[str]:
+    """Bring the list to what is wanted, and return who was taken off it."""
+    path, name = params["path"], params["name"]
+    before = dict(line.split(":", 1) for line in load(path).splitlines() if ":" in line)
+    after = {key: value for key, value in before.items() if params["names"] is None or key in params["names"]}
+    removed = sorted(set(before) - set(after))
+    said.extend(f"{path}: {gone} may no longer come in" for gone in removed)
+    if name and not (params["line"] or check):
+        raise PkiError("line: is empty")
+    if name and params["line"]:
+        if not params["line"].startswith(f"{name}:{{SHA}}"):
+            raise PkiError(f"line: is not one of {name}")
+        after[name] = params["line"].split(":", 1)[1]
+    if name and (not params["line"] or after[name] != before.get(name)):
+        said.append(f"{path}: {name} may come in")
+    wrong = os.path.exists(path) and (os.stat(path).st_mode & 0o7777, os.stat(path).st_uid) != (0o640, 0)
+    if wrong:
+        said.append(f"{path}: owner root, mode 0640")
+    if not check and (after != before or wrong or not os.path.exists(path)):
+        write(path, "".join(f"{key}:{value}\n" for key, value in sorted(after.items())).encode(), 0o640)
+        os.chown(path, 0, grp.getgrnam(params["group"]).gr_gid)
+    return removed
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ FETCH = r"""
 import base64, hashlib, importlib.machinery, importlib.util, os, shutil, time
 loader = importlib.machinery.SourceFileLoader("keeper", "/usr/local/lib/bulwark/backup_keeper")
 keeper = importlib.util.module_from_spec(importlib.util.spec_from_loader("keeper", loader)); loader.exec_module(keeper)
-keeper.STATE, place, pullers = "/root/fetch-state", "/root/fetch-state/pulls/self", "/etc/bulwark/backup_repository/access/pullers"
+keeper.STATE, place = "/root/fetch-state", "/root/fetch-state/pulls/self"
+pullers = "/etc/bulwark/backup_repository/access/pullers"
 os.makedirs(place, exist_ok=True)
 shutil.copy("/etc/bulwark/backup_repository/ca.crt", place)
 open(place + "/access", "w").write("fetching")
