@@ -11,7 +11,7 @@ short_description: Let hosts add to a backup repository, each with a credential 
 version_added: 0.3.0
 description:
   - With O(state=made), makes a host's secrets where they stay. The password for the repository server and the key that encrypts
-    what is sent there never leave the host, but for the key as it is sealed to the custodians' public keys.
+    what is sent there never leave the host, but as they are sealed to the custodians' public keys.
   - With O(state=entered), keeps the repository server's list of who may come in, and the sealed keys.
   - Passwords are 256 random bits. The list holds their SHA-1, which is no weakness for something that nobody could guess.
 author:
@@ -169,7 +169,8 @@ def made(params: dict, said: list[str], check: bool) -> dict:
                 write(path, text.encode(), 0o600)
     escrow = {}
     if custodians:
-        escrow = sealed(place, {"host": name, "server": params["address"], "password": key}, custodians, said, check)
+        what = {"host": name, "server": params["address"], "access": access, "password": key}
+        escrow = sealed(place, what, custodians, said, check)
     digest = base64.b64encode(hashlib.sha1(access.encode(), usedforsecurity=False).digest()).decode()
     return {"line": f"{name}:{{SHA}}{digest}" if access else "", "escrow": escrow}
 
