@@ -43,10 +43,11 @@ setfacl -m u:nosy:rw,g:mail:r random && setfacl -d -m u:nosy:rwx deep && setfatt
 setcap cap_net_raw=ep suid 2>/dev/null || true
 touch -d '2019-03-01 12:34:56.789' nothing && touch -h -d '2018-01-01' dangling && touch -d '2020-02-02' empty
 """
-LOOK = (
-    "cd {place} && (find . -printf '%p %y %m %U %G %s %l ' \\( -type d -printf '%T@' -o -type l -o -printf '%T@' \\) -printf '\\n' | sort; "
-    "find . -type f -print0 | sort -z | xargs -0 sha256sum; getfacl -R -n -p . ; getfattr -R -h -d -m - --absolute-names . 2>/dev/null)"
-)
+LOOK = r"""
+cd {place} && find . ! -type l -printf '%p %y %m %U %G %s %T@\n' -o -printf '%p %U %G %l\n' | sort
+find . -type f -print0 | sort -z | xargs -0 sha256sum
+getfacl -R -n -p . && getfattr -R -h -d -m - --absolute-names .
+"""
 SNIFF = """
 import socket, sys, time
 line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)); line.settimeout(0.5)
@@ -80,7 +81,7 @@ class Host:
 
     def look(self, place: str = RECORDS) -> str:
         """Return what is there: names, types, modes, owners, sizes, times, contents, access control lists, attributes."""
-        return self.host.check_output(LOOK.format(place=place))
+        return self.host.check_output("bash -ec %s", LOOK.format(place=place))
 
     def edit(self, path: str, change: str) -> None:
         """Change a file of JSON; change is Python that alters d."""
@@ -160,9 +161,9 @@ def test_killed_again_and_again_it_stays_sound(host, backup):
     """Twenty times in the middle, at other moments, with something new to add each time."""
     host.check_output(f"head -c 3000000 /dev/urandom >{RECORDS}/large")
     kill = (
-        "for turn in $(seq 20); do head -c 400000 /dev/urandom >{0}/turn$turn; setsid {1} run --set records >/dev/null 2>&1 & "
-        "pid=$!; sleep $(awk -v t=$turn 'BEGIN {{ print 0.1 + t * 0.07 }}'); kill -9 -- -$pid 2>/dev/null; wait $pid 2>/dev/null; done; true"
-    ).format(RECORDS, AGENT)
+        f"for turn in $(seq 20); do head -c 400000 /dev/urandom >{RECORDS}/turn$turn; setsid {AGENT} run --set records & pid=$!; "
+        "sleep $(awk -v t=$turn 'BEGIN { print 0.1 + t * 0.07 }'); kill -9 -- -$pid; wait $pid; done >/dev/null 2>&1; true"
+    )
     before = len(backup.snapshots("records"))
     host.check_output("bash -c %s", kill)
     print(f"{len(backup.snapshots('records')) - before} of 20 were done before they were killed")
@@ -330,10 +331,10 @@ def test_a_lost_host_is_built_anew_and_serves(host, backup, bare):
     there("cat >/root/url", f"rest:https://{opened['host']}:{opened['access']}@{opened['server']}/{opened['host']}/\n")
     there("cat >/root/key", opened["password"])
     there("cat >/root/ca.crt", host.check_output("cat /etc/bulwark/backup_repository/ca.crt"))
-    restic = "restic --repository-file /root/url --password-file /root/key --cacert /root/ca.crt --no-cache -q restore latest --target /"
+    restic = "restic --repository-file /root/url --password-file /root/key --cacert /root/ca.crt --no-cache -q"
     mounted = " ".join(f"--exclude /etc/{name}" for name in ("hosts", "hostname", "resolv.conf", "mtab"))
     for name in ("system", "records"):
-        there(f"{restic} --tag set:{name} {mounted}")
+        there(f"{restic} restore latest --target / --tag set:{name} {mounted}")
     there("systemctl daemon-reload; systemctl start clinic-page.service")
     deadline = time.monotonic() + 20
     while (page := host.run(f"curl -s -m 3 http://{address}:8080/")).rc and time.monotonic() < deadline:
