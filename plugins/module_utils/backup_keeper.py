@@ -389,6 +389,7 @@ def restic(path: str, key: str, *words: str) -> str:
     try:
         os.write(writer, key.encode() + b"\n")
         os.close(writer)
+        os.fchown(reader, owner.pw_uid, about.st_gid)  # restic opens it anew, by its name
         done = subprocess.run(
             ["restic", "--repo", path, "--password-file", f"/dev/fd/{reader}", "--no-cache", "--quiet", *words],
             check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, pass_fds=[reader],
