@@ -47,7 +47,7 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 # What a host is made of, beside its files: file in the inventory, command.
 INVENTORY = {
     "packages": ["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${Architecture}\t${db:Status-Abbrev}\n"],
-    "marked-manual": ["apt-mark", "showmanual"],
+    "installed-automatically": ["cat", "/var/lib/apt/extended_states"],  # apt-mark would take seconds to say the same
     "block-devices": ["lsblk", "--json", "--bytes", "-o", "NAME,TYPE,SIZE,FSTYPE,LABEL,UUID,PARTUUID,PARTTYPE,MOUNTPOINT,MODEL"],
     "file-systems": ["findmnt", "--json", "--real", "-o", "TARGET,SOURCE,FSTYPE,OPTIONS,SIZE"],
     "physical-volumes": ["pvs", "--reportformat", "json", "-o", "pv_all"],
@@ -56,7 +56,7 @@ INVENTORY = {
     "raid": ["mdadm", "--detail", "--scan"],
     "addresses": ["ip", "-json", "address"],
     "routes": ["ip", "-json", "route"],
-    "units": ["systemctl", "list-unit-files", "--state=enabled", "--no-legend", "--no-pager"],
+    "units": ["find", "/etc/systemd/system", "-type", "l", "-printf", r"%P -> %l\n"],
     "kernel": ["uname", "-a"],
 }
 
@@ -77,13 +77,11 @@ def load(path: str) -> dict:
 
 
 def write(path: str, content: bytes) -> None:
-    """Write a file for root alone, in full or not at all."""
+    """Write a file for root alone, in full or not at all. What a crash takes of it, the next run writes again."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(path))
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
     os.replace(temporary, path)
 
 
@@ -185,7 +183,7 @@ def recovery_sheet(settings: dict) -> str:
         "   `inventory/block-devices` and `inventory/logical-volumes`.",
         f"2. A custodian opens `escrow/{settings['host']}.json` of the repository with age: that is the key (docs/backup.md).",
         f"3. `restic restore latest --tag set:<set> --target /` for each set. State and dumps are below {STATE}.",
-        "4. Install what `inventory/packages` lists and `inventory/marked-manual` names; start what `inventory/units` lists.",
+        "4. Install what `inventory/packages` lists (some of it comes by itself: `inventory/installed-automatically`).",
         f"5. Load the dumps of databases from {STATE}/dumps.",
         f"6. `backup_agent compare {STATE}/manifests/<set>.json.gz /` says whether all is as it was.", "",
     ]  # fmt: skip
@@ -517,7 +515,7 @@ def restore_test(settings: dict, status: dict) -> bool:
     save(os.path.join(place, f"{result['at'].replace(':', '')}.json"), result)
     for name in sorted(os.listdir(place))[:-KEPT_TESTS]:
         os.unlink(os.path.join(place, name))
-    status["restore_test"] = {"at": begun, **result}
+    status.update(restore_test=result, restore_tried=begun)
     if result["passed"]:
         status["restore_passed"] = begun
     save(os.path.join(STATE, "status.json"), status)
@@ -608,7 +606,8 @@ def act(args: argparse.Namespace, settings: dict) -> int:
         if (args.action == "tick" and due) or (args.action == "run" and args.set in (None, entry["name"])):
             back_up(settings, entry, status)
     failed = any(about.get("problem") for about in status["sets"].values())
-    late = time.time() - status.get("restore_test", {}).get("at", 0) > settings["restore_test_days"] * DAY
+    every = settings["restore_test_days"] if status.get("restore_test", {}).get("passed") else 1
+    late = time.time() - status.get("restore_tried", 0) > every * DAY
     if args.action == "restore-test" or (args.action == "tick" and late and not failed):
         return 0 if restore_test(settings, status) else 1
     return 1 if failed else 0
