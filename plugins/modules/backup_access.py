@@ -185,10 +185,10 @@ def secret(path: str, what: str, said: list[str], check: bool) -> str:
         text = secrets.token_hex(32)
         write(path, text.encode() + b"\n", 0o600)
     about = os.stat(path)
-    if about.st_mode & 0o7777 != 0o600 or about.st_uid:
+    if about.st_mode & 0o7777 != 0o600 or about.st_uid != os.geteuid():
         said.append(f"{path}: owner root, mode 0600")
         if not check:
-            os.chown(path, 0, 0)
+            os.chown(path, os.geteuid(), os.getegid())
             os.chmod(path, 0o600)
     return text
 
@@ -248,12 +248,12 @@ def listed(params: dict, said: list[str], check: bool) -> list[str]:
         after[name] = params["line"].split(":", 1)[1]
     if name and (not params["line"] or after[name] != before.get(name)):
         said.append(f"{path}: {name} may come in")
-    wrong = os.path.exists(path) and (os.stat(path).st_mode & 0o7777, os.stat(path).st_uid) != (0o640, 0)
+    wrong = os.path.exists(path) and (os.stat(path).st_mode & 0o7777, os.stat(path).st_uid) != (0o640, os.geteuid())
     if wrong:
         said.append(f"{path}: owner root, mode 0640")
     if not check and (after != before or wrong or not os.path.exists(path)):
         write(path, "".join(f"{key}:{value}\n" for key, value in sorted(after.items())).encode(), 0o640)
-        os.chown(path, 0, grp.getgrnam(params["group"]).gr_gid)
+        os.chown(path, os.geteuid(), grp.getgrnam(params["group"]).gr_gid)
     return removed
 
 
