@@ -182,7 +182,8 @@ def recovery_sheet(settings: dict) -> str:
         "", "1. Install the same release of Debian on a machine with the partitions of `inventory/partitions.json`,",
         "   `inventory/block-devices` and `inventory/logical-volumes`.",
         f"2. A custodian opens `escrow/{settings['host']}.json` of the repository with age: that is the key (docs/backup.md).",
-        f"3. `restic restore latest --tag set:<set> --target /` for each set. State and dumps are below {STATE}.",
+        "3. `restic restore latest --tag set:<set> --target /root/back` for each set, then",
+        f"   `cp -a --remove-destination /root/back/. /`. State and dumps are below {STATE}.",
         "4. Install what `inventory/packages` lists (some of it comes by itself: `inventory/installed-automatically`).",
         f"5. Load the dumps of databases from {STATE}/dumps.",
         f"6. `backup_agent compare {STATE}/manifests/<set>.json.gz /` says whether all is as it was.", "",
@@ -533,7 +534,8 @@ def restored(settings: dict, entry: dict) -> dict:
     newest = max(found, key=lambda one: one["time"])
     scratch = settings["scratch"]
     shutil.rmtree(scratch, ignore_errors=True)
-    os.mkdir(scratch, 0o711)
+    os.mkdir(scratch)
+    os.chmod(scratch, 0o711)  # a database's account passes through; what is in it is closed to others
     root = os.path.join(scratch, "files")
     os.mkdir(root, 0o700)
     known = read_manifest(manifest_path(entry["name"]))
