@@ -39,7 +39,7 @@ UNITS = (
     "bulwark-backup-check.timer",
     "bulwark-backup-pull.timer",
 )
-DIRECTORY, ACCESS = "/etc/bulwark/backup_repository", f"{keeper.STATE}/access"
+DIRECTORY, ACCESS = "/etc/bulwark/backup_repository", "/etc/bulwark/backup_repository/access"
 LONG_AGO = 1000000.0
 
 
