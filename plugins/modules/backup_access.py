@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: backup_access
 short_description: Let hosts add to a backup repository, each with a credential of its own
-version_added: 0.3.0
+version_added: 0.2.0
 description:
   - With O(state=made), makes a host's secrets where they stay. The password for the repository server and the key that encrypts
     what is sent there never leave the host, but as they are sealed to the custodians' public keys.
