@@ -151,6 +151,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 def made(params: dict, said: list[str], check: bool) -> dict:
     """Make what is missing, and return what the server needs to know."""
     place, name, custodians = params["directory"], params["name"], params["custodians"]
+    if os.path.isdir(place) and os.stat(place).st_mode & 0o7777 != 0o700:
+        said.append(f"{place}: mode 0700")
     if not check:
         os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
         os.makedirs(place, mode=0o700, exist_ok=True)
