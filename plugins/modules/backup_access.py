@@ -154,7 +154,9 @@ def made(params: dict, said: list[str], check: bool) -> dict:
     if os.path.isdir(place) and os.stat(place).st_mode & 0o7777 != 0o700:
         said.append(f"{place}: mode 0700")
     if not check:
-        os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+        if not os.path.isdir(parent := os.path.dirname(place)):
+            os.makedirs(parent)
+            os.chmod(parent, 0o755)  # others keep things there that are not secret
         os.makedirs(place, mode=0o700, exist_ok=True)
         os.chmod(place, 0o700)
     access = secret(os.path.join(place, "access"), "a new password for the server", said, check)

@@ -109,3 +109,13 @@ def test_only_asking_changes_nothing(tmp_path):
 def test_a_line_of_somebody_else_is_refused(tmp_path, name, line):
     with pytest.raises(PkiError):
         enter(tmp_path, name=name, line=line)
+
+
+def test_what_lies_above_stays_open(tmp_path):
+    before = os.umask(0o077)
+    try:
+        make(tmp_path / "above")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "above").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "above" / "secrets").stat().st_mode & 0o777 == 0o700
