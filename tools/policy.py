@@ -33,7 +33,7 @@ from ansible_collections.bulwark.hardening.plugins.plugin_utils import policy as
 
 CLASSES = ("enforce", "verify", "procedure-supported-by-tool", "out-of-scope")
 PROVABLE = ("enforce", "verify")  # a statement of these classes has a control or stands in not_yet.yml
-PLATFORMS = ("server", "workstation", "gateway", "collector", "controller", "macos")
+PLATFORMS = ("server", "workstation", "gateway", "collector", "repository", "controller", "macos")
 # How each kind of mapping may have come about; the crosswalk explains the words.
 PROVENANCE = {"hipaa": ("named", "own"), "nist_800_53r5": ("sp800_66r2", "own"), "hitrust": ("named", "own")}
 # Where proofs may be beside the role's own scenario: on machines with kernels of their own, several roles together.

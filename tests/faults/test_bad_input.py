@@ -52,7 +52,6 @@ def duo(**more: object) -> dict:
     return {"bulwark_roles": ["duo"], **keys, **more}
 
 
-
 def review(**more: object) -> dict:
     """Return variables of a collector whose trail is reviewed, with something wrong about it."""
     return {"bulwark_roles": ["log_review"], "bulwark_profile": "collector", "log_review_reviewers": ["rita"], **more}
@@ -85,6 +84,18 @@ def disk(**more: object) -> dict:
     """Return variables that declare one volume, with something wrong about it."""
     whole = {"name": "data", "model": "M", "serial": "S1", "size": 1 << 30, "filesystem": "ext4", "mount": "/srv/data"}
     return {"disk_encryption_volumes": [{**whole, **more}]}
+
+
+def copies(**more: object) -> dict:
+    """Return variables of a backup repository, with something wrong about it."""
+    return {"bulwark_roles": ["backup_repository"], "bulwark_profile": "repository", **more}
+
+
+def backed_up(name: str = "", **more: object) -> dict:
+    """Return variables of a host that is backed up, with something wrong about a set or, by name, about its database."""
+    if name:
+        more = {"databases": [{"name": "d", "kind": "postgresql", "database": "d", name: more[name]}]}
+    return {"bulwark_roles": ["backup"], "backup_server": "b", "backup_sets": [{"name": "s", "paths": ["/etc"], **more}]}
 
 
 # (variables of the host, what the refusal must say)
@@ -404,6 +415,34 @@ CASES: list[tuple[dict, list[str]]] = [
     ({"antivirus_memory_max_mib": 64}, ["antivirus_memory_max_mib = 64", "at least 128 MiB", "MA-11.2"]),
     ({"antivirus_watch_seconds": 3600}, ["antivirus_watch_seconds = 3600", "at most 600 seconds", "MA-6.1.9"]),
     ({"antivirus_threads": "many"}, ["antivirus_threads", "must be int"]),
+    # backups, where they are kept
+    (copies(backup_repository_retention_days=29), ["backup_repository_retention_days = 29", "at least 30 days", "MA-2.4b"]),
+    (copies(backup_repository_custodians=[{"name": "One", "key": "AGE-SECRET-KEY-" + "1" * 59}] * 2),
+     ["backup_repository_custodians[0].key", "must match", "age1"]),
+    (copies(backup_repository_hosts=["../etc"]), ["backup_repository_hosts", "../etc", "must match", "MA-2.2"]),
+    (copies(backup_repository_directory="/var/lib"), ["backup_repository_directory", "must not match"]),
+    (copies(backup_repository_directory="/etc/backup"), ["backup_repository_directory", "must match"]),
+    (copies(backup_repository_port=443), ["backup_repository_port = 443", "at least 1024"]),
+    (copies(backup_repository_check_max_days=365), ["backup_repository_check_max_days = 365", "at most 182 days", "UMDNJ-D-1f"]),
+    (copies(backup_repository_pulls=[{"server": "a/b"}]), ["backup_repository_pulls[0].server", "must match"]),
+    (copies(backup_repository_site=""), ["backup_repository_site is not set", "MA-2.3"]),
+    (copies(backup_repository_listen="0.0.0.0 --no-auth"), ["backup_repository_listen", "must match"]),
+    # hosts that are backed up
+    ({"bulwark_roles": ["backup"], "backup_interval_hours": {"high": 48, "medium": 72, "low": 168}},
+     ["backup_interval_hours.high = 48", "at most 24 hours", "MA-2.4a"]),
+    ({"bulwark_roles": ["backup"], "backup_restore_test_max_days": 183}, ["backup_restore_test_max_days = 183", "MA-2.11"]),
+    ({"bulwark_roles": ["backup"], "backup_restore_test_days": 0}, ["backup_restore_test_days = 0", "at least 1 days"]),
+    ({"bulwark_roles": ["backup"], "backup_sets": []}, ["backup_sets = []", "at least 1 item", "MA-2.1"]),
+    ({"bulwark_roles": ["backup"], "backup_scratch_directory": "/var/lib"}, ["backup_scratch_directory", "must match", "MA-2.2"]),
+    ({"bulwark_roles": ["backup"]}, ["backup_server is not set", "MA-2"]),
+    (backed_up(paths=["etc"]), ["backup_sets[0].paths", "absolute path", "MA-2.1"]),
+    (backed_up(paths=["/proc/self"]), ["backup_sets[0].paths", "must not match"]),
+    (backed_up(paths=["/srv/*"]), ["backup_sets[0].paths", "must match"]),
+    (backed_up(volatility="often"), ["backup_sets", "volatility", "often"]),
+    (backed_up(retention=3), ["backup_sets", "retention"]),
+    (backed_up("database", database="d password=x"), ["backup_sets[0].databases[0].database", "must match"]),
+    (backed_up("query", query="SELECT 1\nSELECT 2"), ["backup_sets[0].databases[0].query", "one line"]),
+    (backed_up("kind", kind="oracle"), ["backup_sets", "kind", "oracle"]),
 ]  # fmt: skip
 
 

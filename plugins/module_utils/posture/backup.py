@@ -1,0 +1,181 @@
+# Copyright: (c) 2026, Bulwark contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a host is backed up: when, how completely, with which promises of the repository, and whether it was restored.
+
+No key and no password is returned. The repository is asked one thing: to delete a file that does not exist.
+"""
+
+from __future__ import annotations
+
+import base64
+import glob
+import http.client
+import os
+import re
+import ssl
+import stat
+import time
+
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
+    file_facts,
+    load,
+    look,
+    owner_name,
+    read,
+    run,
+)
+
+SECRETS, STATE = "/etc/bulwark/backup", "/var/lib/bulwark/backup"
+SECRET_FILES = ("access", "password", "repository", "settings.json", "escrow.json")
+FILES = (
+    "/usr/local/lib/bulwark/backup_agent",
+    "/etc/systemd/system/bulwark-backup.service",
+    "/etc/systemd/system/bulwark-backup.timer",
+)
+LONG_AGO = 1000000.0
+
+
+def collect() -> dict:
+    """Return how the host is backed up.
+
+    timer         {active, at_boot}; command: what it runs
+    settings      what the agent was told; without, {}
+    secrets       [{path, owner, mode}] of what must be root's alone; missing: which of them are not there
+    open          what the agent keeps and somebody else could read or change
+    sets          {name: {hours: since the newest whole backup began; late_hours: by how much that is more than its interval,
+                  less than zero when it is not; problem, files, databases, moved}}
+    undeclared    clusters of PostgreSQL that are here although no database of that kind is declared
+    door          {delete: the answer to an attempt to delete, without_password: to one without password; 0 if nobody answers}
+    escrow        {custodians: public keys to which the key is sealed}
+    restore_test  {days: since the last that passed, passed: whether the last did, at, seconds, sets, structure}
+    documents     {inventory: what is described, hours: since the sheet of recovery was written}
+    """
+    settings = load(f"{SECRETS}/settings.json")
+    status = load(f"{STATE}/status.json")
+    parts = {
+        "timer": timer, "settings": lambda: settings, "secrets": secrets, "missing": missing, "open": loose,
+        "sets": lambda: sets(settings, status), "undeclared": lambda: undeclared(settings), "door": lambda: door(settings),
+        "escrow": escrow, "restore_test": lambda: restore_test(status), "documents": documents,
+    }  # fmt: skip
+    data: dict = {}
+    seen, data["unobserved"] = look(parts, OSError)
+    return {**data, **seen}
+
+
+def timer() -> dict:
+    """Return whether the host looks regularly what is due."""
+    wanted = run(["systemctl", "show", "-p", "Wants", "--value", "multi-user.target"]).split()
+    command = run(["systemctl", "show", "-p", "ExecStart", "--value", "bulwark-backup.service"])
+    found = re.search(r"argv\[\]=(.*?) ; ", command)
+    return {
+        "active": run(["systemctl", "show", "-p", "ActiveState", "--value", "bulwark-backup.timer"]).strip() == "active",
+        "at_boot": "bulwark-backup.timer" in wanted,
+        "command": found.group(1) if found else "",
+    }
+
+
+def secrets() -> list[dict]:
+    """Return owner and mode of secret files."""
+    paths = [SECRETS, *(os.path.join(SECRETS, name) for name in SECRET_FILES)]
+    facts = [file_facts(path) for path in paths if os.path.exists(path)]
+    return [{key: about[key] for key in ("path", "owner", "mode")} for about in facts]
+
+
+def missing() -> list[str]:
+    """Return which secret files are not there."""
+    return [name for name in (*SECRET_FILES, "ca.crt") if not os.path.exists(os.path.join(SECRETS, name))]
+
+
+def loose() -> list[str]:
+    """Return what others could read of what the agent keeps, or change of the agent itself."""
+    found = []
+    for path in (STATE, *FILES, os.path.dirname(FILES[0])):
+        if os.path.lexists(path):
+            about = os.lstat(path)
+            wrong = 0o7077 if path == STATE else 0o7022
+            if about.st_uid or stat.S_IMODE(about.st_mode) & wrong:
+                found.append(f"{path}: {owner_name(about.st_uid)} {stat.S_IMODE(about.st_mode):04o}")
+    return found
+
+
+def hours(at: float | None) -> float:
+    """Return how many hours ago something was; long ago if it never was."""
+    return round((time.time() - at) / 3600, 2) if at else LONG_AGO
+
+
+def sets(settings: dict, status: dict) -> dict:
+    """Return how each set stands that the agent was told of."""
+    found = {}
+    for entry in settings.get("sets", []):
+        about = status.get("sets", {}).get(entry["name"], {})
+        found[entry["name"]] = {
+            "hours": hours(about.get("started") if about.get("success") else None),
+            "late_hours": round(hours(about.get("started") if about.get("success") else None) - entry["interval_hours"], 2),
+            "problem": about.get("problem", ""),
+            "files": about.get("files", 0),
+            "databases": about.get("databases", 0),
+            "moved": about.get("moved", 0),
+        }
+    return found
+
+
+def undeclared(settings: dict) -> list[str]:
+    """Return clusters of PostgreSQL that nobody dumps: a copy of their files alone does not restore."""
+    kinds = {base["kind"] for entry in settings.get("sets", []) for base in entry["databases"]}
+    found = [os.path.dirname(path) for path in glob.glob("/var/lib/postgresql/*/*/PG_VERSION")]
+    return [] if kinds & {"postgresql", "command"} else sorted(found)
+
+
+def door(settings: dict) -> dict[str, int]:
+    """Return what the repository answers to somebody who wants to delete, and to somebody who has no password."""
+    access, authority = os.path.join(SECRETS, "access"), os.path.join(SECRETS, "ca.crt")
+    if not (settings and os.path.exists(access) and os.path.exists(authority)):
+        return {"delete": 0, "without_password": 0}
+    word = base64.b64encode(f"{settings['host']}:{read(access).strip()}".encode()).decode()
+    nothing = f"/{settings['host']}/data/{'0' * 64}"
+    return {
+        "delete": knock(settings["address"], authority, "DELETE", nothing, {"Authorization": f"Basic {word}"}),
+        "without_password": knock(settings["address"], authority, "GET", nothing, {}),
+    }
+
+
+def knock(address: str, authority: str, method: str, path: str, headers: dict) -> int:
+    """Return the status of an answer; 0 if there is none from somebody for whom the authority vouches."""
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        line = http.client.HTTPSConnection(address, timeout=10, context=context)
+        line.request(method, path, headers=headers)
+        return line.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+
+
+def escrow() -> dict:
+    """Return to whom the key is sealed."""
+    about = load(os.path.join(SECRETS, "escrow.json"))
+    return {"custodians": sorted(entry["key"] for entry in about.get("custodians", []))}
+
+
+def restore_test(status: dict) -> dict:
+    """Return how the last restore test went."""
+    last = status.get("restore_test", {})
+    return {
+        "days": round(hours(status.get("restore_passed")) / 24, 2),
+        "passed": bool(last.get("passed")),
+        "seconds": last.get("seconds", 0),
+        "structure": last.get("structure", ""),
+        "sets": {
+            name: {key: about.get(key) for key in ("identical", "compared", "moved", "bytes", "databases", "problem", "seconds")}
+            for name, about in last.get("sets", {}).items()
+        },
+    }
+
+
+def documents() -> dict:
+    """Return what is described of the host, and how old the sheet of recovery is."""
+    sheet, place = os.path.join(STATE, "RECOVERY.md"), os.path.join(STATE, "inventory")
+    return {
+        "hours": hours(os.stat(sheet).st_mtime if os.path.exists(sheet) else None),
+        "inventory": sorted(os.listdir(place)) if os.path.isdir(place) else [],
+    }

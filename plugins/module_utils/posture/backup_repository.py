@@ -1,0 +1,268 @@
+# Copyright: (c) 2026, Bulwark contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a backup repository serves hosts, and how the copies it holds are: who comes in, what is broken, what is off site.
+
+No key and no password is returned, and none of the copies is opened: the repository could not.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pwd
+import re
+import shutil
+import socket
+import ssl
+import stat
+import time
+import warnings
+
+from ansible_collections.bulwark.hardening.plugins.module_utils import backup_keeper as keeper
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture import log_forward
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture.certificates import certificate
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
+    CannotObserve,
+    file_facts,
+    load,
+    look,
+    owner_name,
+    read,
+    run,
+)
+
+UNITS = (
+    "bulwark-backup-server.service",
+    "bulwark-backup-offer.service",
+    "bulwark-backup-check.timer",
+    "bulwark-backup-pull.timer",
+)
+DIRECTORY, ACCESS = "/etc/bulwark/backup_repository", "/etc/bulwark/backup_repository/access"
+LONG_AGO = 1000000.0
+
+
+def collect() -> dict:
+    """Return how copies are kept.
+
+    release       version of the system; sandbox: whether systemd may filter what services do (in a plain container it may not)
+    units         {name: state}; at_boot: those that start with the system
+    settings      what the keeper was told; without, {}
+    running       {user, no_new_privileges, append_only, private, in_force: nothing it was started with has changed since}
+    door          {without_password, old_protocol: refused, open or closed}
+    access        {hosts, pullers: who may come in; odd: what others could read}
+    certificate   {name, days, sound}
+    store         {exists, odd: [what somebody else owns or may read]}
+    report        {hours: since the last look, broken: [copy: file what], copies: {name: about}, bytes}
+    pulls         {server: {host: {hours since it was last fetched whole, problem}}}
+    escrow        {host: {custodians: their public keys, recipients: how many can open it}}
+    capacity      {free_percent, free_bytes, days_that_fit: None while less than two days are known or they shrink}
+    retention     {days: as the keeper has them, too_early: [what was let go before its time]}
+    """
+    data: dict = {"sandbox": log_forward.sandbox(read("/proc/1/status"))}
+    settings = load(keeper.SETTINGS)
+    directory = settings.get("directory", "/srv/backup")
+    parts = {
+        "release": release, "units": units, "at_boot": at_boot, "settings": lambda: settings, "running": running,
+        "door": lambda: door(settings), "access": access, "certificate": lambda: certificate(DIRECTORY, "sslserver"),
+        "store": lambda: store(directory), "report": report, "pulls": pulls, "escrow": lambda: escrow(directory),
+        "capacity": lambda: capacity(directory), "retention": lambda: retention(settings),
+    }  # fmt: skip
+    seen, data["unobserved"] = look(parts, keeper.KeeperError, OSError)
+    return {**data, **seen}
+
+
+def release() -> int:
+    """Return the version of the system, 0 if it has none."""
+    found = re.search(r'^VERSION_ID="?(\d+)', read("/etc/os-release"), re.MULTILINE)
+    return int(found.group(1)) if found else 0
+
+
+def units() -> dict[str, str]:
+    """Return the state of each of our units."""
+    shown = run(["systemctl", "show", "-p", "ActiveState", "--value", *UNITS]).split()
+    return dict(zip(UNITS, shown, strict=True))
+
+
+def at_boot() -> list[str]:
+    """Return which of them start with the system."""
+    wanted = run(["systemctl", "show", "-p", "Wants", "--value", "multi-user.target"]).split()
+    return [name for name in UNITS if name in wanted]
+
+
+def running() -> dict:
+    """Return what the server runs as, and with which promises."""
+    text = run(["systemctl", "show", "-p", "MainPID,ExecMainStartTimestampMonotonic,NeedDaemonReload", UNITS[0]])
+    shown = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    pid = shown.get("MainPID", "0")
+    if pid == "0":
+        return {"user": "", "no_new_privileges": False, "append_only": False, "private": False, "in_force": False}
+    status, words = read(f"/proc/{pid}/status"), read(f"/proc/{pid}/cmdline").split("\0")
+    uid = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
+    started = time.time() - (time.monotonic() - int(shown.get("ExecMainStartTimestampMonotonic") or 0) / 1e6)
+    unit = f"/etc/systemd/system/{UNITS[0]}"
+    return {
+        "user": owner_name(int(uid.group(1))) if uid else "",
+        "no_new_privileges": bool(re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)),
+        "append_only": "--append-only" in words,
+        "private": "--private-repos" in words,
+        "in_force": shown.get("NeedDaemonReload") == "no" and os.path.exists(unit) and os.stat(unit).st_mtime <= started + 1,
+    }
+
+
+def door(settings: dict) -> dict[str, str]:
+    """Return what the server does with a visitor without password, and with one who speaks an old protocol."""
+    return {
+        "without_password": knock(settings, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.MAXIMUM_SUPPORTED),
+        "old_protocol": knock(settings, ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1),
+    }
+
+
+def knock(settings: dict, least: ssl.TLSVersion, most: ssl.TLSVersion) -> str:
+    """Return open if something is given out or taken in, refused if it is not, closed if nobody listens."""
+    listen = settings.get("listen", "127.0.0.1")
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context.minimum_version, context.maximum_version = least, most
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    try:
+        raw = socket.create_connection((address, int(settings.get("port", 19633))), 5)
+    except OSError:
+        return "closed"
+    try:
+        with raw, context.wrap_socket(raw) as secure:
+            secure.sendall(b"GET /nobody/config HTTP/1.1\r\nHost: nobody\r\nConnection: close\r\n\r\n")
+            answer = secure.recv(64)
+            return "refused" if not answer or re.match(rb"HTTP/1\.[01] 40[13] ", answer) else "open"
+    except OSError:
+        return "refused"
+
+
+def access() -> dict:
+    """Return who may come in, and which of the files that say so is not as it should be."""
+    found: dict = {"odd": []}
+    for name in ("hosts", "pullers"):
+        path = os.path.join(ACCESS, name)
+        found[name] = sorted(line.split(":")[0] for line in read(path).splitlines() if line) if os.path.exists(path) else []
+        if os.path.exists(path):
+            facts = file_facts(path)
+            if (facts["owner"], facts["group"], facts["mode"]) != ("root", keeper.USER, "0640"):
+                found["odd"].append(f"{path}: {facts['owner']}:{facts['group']} {facts['mode']}")
+    key = os.path.join(DIRECTORY, "private.key")
+    if os.path.exists(key) and (file_facts(key)["owner"], file_facts(key)["mode"]) != ("root", "0600"):
+        found["odd"].append(f"{key}: {file_facts(key)['owner']} {file_facts(key)['mode']}")
+    return found
+
+
+def store(directory: str) -> dict:
+    """Return whose the copies are; the top directories keep everybody else out of what lies below."""
+    if not os.path.isdir(directory):
+        return {"exists": False, "odd": []}
+    wanted = {"": "root", "hosts": keeper.USER, "offsite": "root", "escrow": "root"}
+    odd = []
+    for name, owner in wanted.items():
+        path = os.path.join(directory, name).rstrip("/")
+        if not os.path.isdir(path) or os.path.islink(path):
+            odd.append(f"{path}: is no directory")
+            continue
+        facts = file_facts(path)
+        mode = "0710" if not name else "0700"
+        if facts["owner"] != owner or facts["mode"] != mode:
+            odd.append(f"{path}: {facts['owner']} {facts['mode']}")
+    try:
+        uid = pwd.getpwnam(keeper.USER).pw_uid
+    except KeyError:
+        return {"exists": True, "odd": [*odd, f"there is no {keeper.USER}"]}
+    for place, names, files in os.walk(os.path.join(directory, "hosts")):
+        for path in (os.path.join(place, name) for name in [*names, *files]):
+            about = os.lstat(path)
+            if about.st_uid != uid or stat.S_IMODE(about.st_mode) & 0o7077 or os.path.islink(path):
+                odd.append(f"{path}: {owner_name(about.st_uid)} {stat.S_IMODE(about.st_mode):04o}")
+    return {"exists": True, "odd": sorted(odd)[:50]}
+
+
+def hours(text: str) -> float:
+    """Return how many hours ago something was; long ago if nobody wrote it down."""
+    return round((time.time() - keeper.seconds_of(text)) / 3600, 2) if text else LONG_AGO
+
+
+def report() -> dict:
+    """Return what the keeper saw when it last looked."""
+    seen = load(os.path.join(keeper.STATE, "report.json"))
+    copies = seen.get("copies", {})
+    broken = [f"{name}: {file} {said}" for name, about in copies.items() for file, said in about["broken"].items()]
+    wanted = ("bytes", "files", "snapshots", "newest_hours", "read_days")
+    return {
+        "hours": hours(seen.get("at", "")),
+        "broken": sorted(broken)[:50],
+        "copies": {name: {key: about[key] for key in wanted} for name, about in copies.items()},
+        "bytes": seen.get("bytes", 0),
+    }
+
+
+def pulls() -> dict:
+    """Return how it went when copies of other sites were fetched."""
+    seen = load(os.path.join(keeper.STATE, "pulls.json"))
+    return {
+        server: {host: {"hours": hours(about.get("sound_at", "")), "problem": about.get("problem", "")}
+                 for host, about in hosts.items()}
+        for server, hosts in seen.items()
+    }  # fmt: skip
+
+
+def escrow(directory: str) -> dict:
+    """Return to whom each host's key is sealed: as it was written down, and how many the sealed text itself says."""
+    place, found = os.path.join(directory, "escrow"), {}
+    for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
+        if name.endswith(".json"):
+            try:
+                about = json.loads(read(os.path.join(place, name)))
+                keys = sorted(entry["key"] for entry in about["custodians"])
+                found[name[:-5]] = {"custodians": keys, "recipients": recipients(about["sealed"])}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                found[name[:-5]] = {"custodians": [], "recipients": 0}
+    return found
+
+
+def recipients(sealed: str) -> int:
+    """Return for how many keys a text of age(1) is sealed; 0 if it is none."""
+    lines = [line for line in sealed.splitlines() if line and not line.startswith("-----")]
+    try:
+        head = base64.b64decode("".join(lines), validate=True)
+    except ValueError:
+        return 0
+    if not head.startswith(b"age-encryption.org/v1\n"):
+        return 0
+    return head.split(b"\n---", 1)[0].count(b"\n-> X25519 ")
+
+
+def capacity(directory: str) -> dict:
+    """Return how much room is left, and for how long."""
+    place = directory
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    room = shutil.disk_usage(place)
+    days = load(os.path.join(keeper.STATE, "report.json")).get("days", {})
+    return {
+        "free_bytes": room.free,
+        "free_percent": round(100 * room.free / room.total, 1),
+        "days_that_fit": keeper.days_that_fit(days, room.free),
+    }
+
+
+def retention(settings: dict) -> dict:
+    """Return for how long copies are kept, and what went before its time."""
+    early, path = [], os.path.join(keeper.STATE, "pruned.jsonl")
+    for line in read(path).splitlines() if os.path.exists(path) else ():
+        try:
+            record = json.loads(line)
+            limit = keeper.seconds_of(record["at"]) - keeper.LEAST_DAYS * keeper.DAY
+            early += [f"{record['copy']}: {entry['id'][:8]}" for entry in record["removed"]
+                      if max(keeper.seconds_of(entry["arrived"]), keeper.seconds_of(entry["time"])) > limit]  # fmt: skip
+        except (ValueError, KeyError, TypeError) as exc:
+            raise CannotObserve(f"{path}: {exc}") from exc
+    return {"days": settings.get("retention_days", 0), "too_early": early}

@@ -1,0 +1,619 @@
+# Copyright: (c) 2026, Bulwark contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Back a host up, and try whether it can be restored. Run by bulwark-backup.service every few minutes. Standard library only.
+
+    backup_agent tick                 do what is due, backups and the restore test
+    backup_agent run [--set NAME]     back up now
+    backup_agent restore-test         restore everything to scratch now, and compare
+    backup_agent compare MANIFEST ROOT   compare what was restored elsewhere with the manifest that came with it
+
+What is due is known to this program and its settings only, /etc/bulwark/backup/settings.json, mode 0600: the timer that all can
+see ticks at the same pace on every host. The settings:
+
+    {"host", "server", "site", "custodians": [names], "splay_minutes", "restore_test_days", "scratch",
+     "sets": [{"name", "volatility", "interval_hours", "paths", "excludes", "databases": [{"name", "kind", ...}]}]}
+
+A manifest says of every file what it was when it was backed up: type, owner, mode, size, time, extended attributes (so access
+control lists, too) and SHA-256. It is part of the backup.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import fcntl
+import glob
+import gzip
+import hashlib
+import json
+import os
+import pwd
+import re
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+SECRETS, STATE, CACHE = "/etc/bulwark/backup", "/var/lib/bulwark/backup", "/var/cache/bulwark-backup"
+BLOCK, SHOWN, KEPT_TESTS = 1 << 20, 20, 50
+HOUR, DAY = 3600, 86400
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+# What a host is made of, beside its files: file in the inventory, command.
+INVENTORY = {
+    "packages": ["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${Architecture}\t${db:Status-Abbrev}\n"],
+    "installed-automatically": ["cat", "/var/lib/apt/extended_states"],  # apt-mark would take seconds to say the same
+    "block-devices": ["lsblk", "--json", "--bytes", "-o", "NAME,TYPE,SIZE,FSTYPE,LABEL,UUID,PARTUUID,PARTTYPE,MOUNTPOINT,MODEL"],
+    "file-systems": ["findmnt", "--json", "--real", "-o", "TARGET,SOURCE,FSTYPE,OPTIONS,SIZE"],
+    "physical-volumes": ["pvs", "--reportformat", "json", "-o", "pv_all"],
+    "volume-groups": ["vgs", "--reportformat", "json", "-o", "vg_all"],
+    "logical-volumes": ["lvs", "--reportformat", "json", "-o", "lv_all"],
+    "raid": ["mdadm", "--detail", "--scan"],
+    "addresses": ["ip", "-json", "address"],
+    "routes": ["ip", "-json", "route"],
+    "units": ["find", "/etc/systemd/system", "-type", "l", "-printf", r"%P -> %l\n"],
+    "kernel": ["uname", "-a"],
+}
+
+
+class AgentError(Exception):
+    """Something could not be done; the text says what, never a secret."""
+
+
+def load(path: str) -> dict:
+    """Return what a file of JSON holds; nothing if it is not there."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return json.load(stream)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as exc:
+        raise AgentError(f"{path}: {exc}") from exc
+
+
+def write(path: str, content: bytes) -> None:
+    """Write a file for root alone, in full or not at all. What a crash takes of it, the next run writes again."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(path))
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+    os.replace(temporary, path)
+
+
+def save(path: str, data: dict) -> None:
+    """Write a file of JSON."""
+    write(path, json.dumps(data, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def stamp(at: float) -> str:
+    """Return a time in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+
+def say(event: str, loud: bool = False, **more: object) -> None:
+    """Write a line to the journal, as an error if it is loud."""
+    words = [f"event={event}"] + [
+        f"{key}={value if re.fullmatch(r'[A-Za-z0-9_.:/@+-]+', str(value)) else json.dumps(str(value))}"
+        for key, value in more.items()
+    ]
+    sys.stderr.write(("<3>" if loud else "<6>") * ("JOURNAL_STREAM" in os.environ) + " ".join(words) + "\n")
+
+
+@contextlib.contextmanager
+def handed(text: str) -> Iterator[str]:
+    """Yield the name of a file of which only the child process knows: neither arguments nor environment show what is in it."""
+    with tempfile.TemporaryFile() as stream:
+        stream.write(text.encode("utf-8", "surrogateescape"))
+        stream.flush()
+        stream.seek(0)
+        os.set_inheritable(stream.fileno(), True)
+        yield f"/dev/fd/{stream.fileno()}"
+
+
+def restic(*words: str, allowed: tuple[int, ...] = (0,)) -> tuple[int, str]:
+    """Run restic with the host's credential and key; return (exit status, what it printed)."""
+    command = [
+        "restic", "--repository-file", f"{SECRETS}/repository", "--password-file", f"{SECRETS}/password",
+        "--cacert", f"{SECRETS}/ca.crt", "--cache-dir", CACHE, *words,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, errors="surrogateescape", stdin=subprocess.DEVNULL,
+        close_fds=False, cwd="/", env=ENVIRONMENT,
+    )  # fmt: skip
+    if done.returncode not in allowed:
+        raise AgentError(f"restic {words[0]}: {last_words(done.stderr or done.stdout) or done.returncode}")
+    return done.returncode, done.stdout + (done.stderr if done.returncode else "")
+
+
+def last_words(text: str) -> str:
+    """Return the last lines that a program said, without the password that an address may hold."""
+    said = " | ".join(line for line in text.strip().splitlines()[-3:] if line)
+    return re.sub(r"://[^@/\s]*@", "://", said)[:500]
+
+
+def due_at(entry: dict, about: dict, host: str, splay_minutes: int) -> float:
+    """Return when a set is to be backed up next: within its interval, each host and set at another minute."""
+    if not about.get("success"):
+        return 0.0
+    part = int(hashlib.sha256(f"{host}/{entry['name']}".encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
+    return about["started"] + entry["interval_hours"] * HOUR - splay_minutes * 60 * (1 + part)
+
+
+# --- what a host is made of ---------------------------------------------------------------------------------------------
+
+
+def asked(command: list[str]) -> str:
+    """Return what a command says about the host, or that it cannot."""
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, env=ENVIRONMENT)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return f"not available: {exc}\n"
+    return (
+        done.stdout.decode(errors="replace") if done.returncode == 0 else f"not available: {last_words(done.stderr.decode())}\n"
+    )
+
+
+def inventory(settings: dict) -> None:
+    """Write down packages, volumes, partitions and the like, and how this host is recovered."""
+    for name, command in INVENTORY.items():
+        write(os.path.join(STATE, "inventory", name), asked(command).encode())
+    disks = sorted(glob.glob("/dev/[sv]d?") + glob.glob("/dev/nvme*n?"))
+    save(os.path.join(STATE, "inventory", "partitions.json"), {disk: asked(["sfdisk", "--dump", disk]) for disk in disks})
+    write(os.path.join(STATE, "RECOVERY.md"), recovery_sheet(settings).encode())
+
+
+def recovery_sheet(settings: dict) -> str:
+    """Return what somebody needs to know who builds this host anew."""
+    lines = [
+        f"# How {settings['host']} is recovered", "",
+        f"Written {stamp(time.time())} by the host itself, from what it is. It lies in each of its backups.", "",
+        f"Backups: {settings['server']} ({settings['site']}). The key is sealed to: {', '.join(settings['custodians'])}.", "",
+        "| set | at least every | what |", "|---|---|---|",
+    ]  # fmt: skip
+    for entry in settings["sets"]:
+        databases = [f"database {base['name']} ({base['kind']})" for base in entry["databases"]]
+        lines.append(f"| {entry['name']} | {entry['interval_hours']} h | {', '.join([*entry['paths'], *databases])} |")
+    lines += [
+        "", "1. Install the same release of Debian on a machine with the partitions of `inventory/partitions.json`,",
+        "   `inventory/block-devices` and `inventory/logical-volumes`.",
+        f"2. A custodian opens `escrow/{settings['host']}.json` of the repository with age: that is the key (docs/backup.md).",
+        "3. `restic restore latest --tag set:<set> --target /root/back` for each set, then",
+        f"   `cp -a --remove-destination /root/back/. /`. State and dumps are below {STATE}.",
+        "4. Install what `inventory/packages` lists (some of it comes by itself: `inventory/installed-automatically`).",
+        f"5. Load the dumps of databases from {STATE}/dumps.",
+        f"6. `backup_agent compare {STATE}/manifests/<set>.json.gz /` says whether all is as it was.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+# --- databases ----------------------------------------------------------------------------------------------------------
+
+
+def as_user(command: list[str], user: str, into: str = "", given: str = "", cwd: str = "/", seconds: int = 6 * HOUR) -> str:
+    """Run a command as an account; its output goes into a file, or is returned. Raises AgentError if it fails."""
+    about = pwd.getpwnam(user)
+    environment = {**ENVIRONMENT, "HOME": about.pw_dir, "USER": user, "LOGNAME": user}
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(open(into, "wb")) if into else subprocess.PIPE
+        source = stack.enter_context(open(given, "rb")) if given else subprocess.DEVNULL
+        try:
+            done = subprocess.run(
+                command, check=False, stdin=source, stdout=output, stderr=subprocess.PIPE, env=environment, cwd=cwd,
+                user=about.pw_uid, group=about.pw_gid, extra_groups=os.getgrouplist(user, about.pw_gid), umask=0o077,
+                timeout=seconds,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise AgentError(f"{command[0]}: {exc}") from exc
+    if done.returncode:
+        raise AgentError(f"{command[0]}: exit {done.returncode}: {last_words(done.stderr.decode(errors='replace'))}")
+    return (done.stdout or b"").decode(errors="replace").strip()
+
+
+def dump_path(base: dict) -> str:
+    """Return where a database's dump lies."""
+    return os.path.join(STATE, "dumps", base["name"])
+
+
+def dump(base: dict) -> None:
+    """Write a database as it is at one moment. A dump that fails leaves the one before, and the backup counts as failed."""
+    fresh = dump_path(base) + ".new"
+    os.makedirs(os.path.dirname(fresh), mode=0o700, exist_ok=True)
+    if base["kind"] == "postgresql":
+        as_user(["pg_dump", "--format=custom", "--dbname", base["database"]], base["user"], fresh)
+    elif base["kind"] == "sqlite":
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+        try:
+            source = sqlite3.connect(f"file:{base['path']}?mode=ro", uri=True)
+            target = sqlite3.connect(fresh)
+            with contextlib.closing(source), contextlib.closing(target):
+                source.backup(target)
+        except sqlite3.Error as exc:
+            raise AgentError(f"{base['name']}: {exc}") from exc
+    else:
+        as_user(base["dump"], base["user"], fresh)
+    os.chmod(fresh, 0o600)
+    if not os.stat(fresh).st_size:
+        raise AgentError(f"{base['name']}: the dump is empty")
+    os.replace(fresh, dump_path(base))
+
+
+def ask(base: dict, path: str, scratch: str) -> str:
+    """Load a restored dump into a database of its own, ask it something, and return the answer. Raises AgentError without one."""
+    if base["kind"] == "postgresql":
+        answer = ask_postgresql(base, path, scratch)
+    elif base["kind"] == "sqlite":
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as link:
+                if (said := link.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+                    raise AgentError(f"{base['name']}: {said}")
+                query = base.get("query") or "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
+                answer = "\n".join("|".join(map(str, row)) for row in link.execute(query))
+        except sqlite3.Error as exc:
+            raise AgentError(f"{base['name']}: {exc}") from exc
+    else:
+        answer = as_user(base["probe"], base["user"], given=path)
+    if not answer:
+        raise AgentError(f"{base['name']}: the restored database does not answer")
+    return answer[:200]
+
+
+def ask_postgresql(base: dict, path: str, scratch: str) -> str:
+    """Ask a server that was started for this, which nobody else can reach."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), key=lambda name: float(name.split("/")[4]))
+    if not found:
+        raise AgentError(f"{base['name']}: no PostgreSQL is installed that could read it")
+    programs, place, user = os.path.dirname(found[-1]), os.path.join(scratch, "postgresql"), base["user"]
+    about = pwd.getpwnam(user)
+    os.mkdir(place, 0o700)
+    copy = os.path.join(place, "dump")
+    shutil.copyfile(path, copy)
+    for name in (copy, place):
+        os.chown(name, about.pw_uid, about.pw_gid)
+    data = os.path.join(place, "data")
+    as_user([f"{programs}/initdb", "--no-sync", "-A", "trust", "-D", data], user, cwd=place)
+    options = f"-k {place} -c listen_addresses= -c fsync=off -c max_connections=10 -c shared_buffers=16MB"
+    as_user([f"{programs}/pg_ctl", "-D", data, "-w", "-s", "-l", f"{place}/log", "-o", options, "start"], user, cwd=place)
+    try:
+        as_user([f"{programs}/pg_restore", "-h", place, "-d", "postgres", "--no-owner", "--no-privileges", copy], user, cwd=place)
+        query = base.get("query") or "SELECT count(*) FROM pg_stat_user_tables"
+        return as_user([f"{programs}/psql", "-X", "-h", place, "-d", "postgres", "-t", "-A", "-c", query], user, cwd=place)
+    finally:
+        as_user([f"{programs}/pg_ctl", "-D", data, "-w", "-s", "-m", "immediate", "stop"], user, cwd=place)
+
+
+# --- manifests ----------------------------------------------------------------------------------------------------------
+
+
+def kind_of(mode: int) -> str:
+    """Return a letter for the type of a file; nothing for a socket, which is nobody's data."""
+    kinds = {stat.S_IFREG: "f", stat.S_IFDIR: "d", stat.S_IFLNK: "l", stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
+    return kinds.get(stat.S_IFMT(mode), "")
+
+
+def facts(path: str) -> dict:
+    """Return what a file is: type, mode, owner, group, size, time, extended attributes, target."""
+    about = os.lstat(path)
+    found: dict = {"t": kind_of(about.st_mode), "u": about.st_uid, "g": about.st_gid}
+    if found["t"] != "l":
+        found["m"] = stat.S_IMODE(about.st_mode)
+        found["n"] = about.st_mtime_ns
+        with contextlib.suppress(OSError):
+            names = sorted(os.listxattr(path, follow_symlinks=False))
+            if names:
+                found["x"] = {name: base64.b64encode(os.getxattr(path, name, follow_symlinks=False)).decode() for name in names}
+    if found["t"] == "f":
+        found["s"] = about.st_size
+    elif found["t"] == "l":
+        found["l"] = os.readlink(path)
+    elif found["t"] in "cb":
+        found["r"] = about.st_rdev
+    return found
+
+
+def digest(path: str) -> str:
+    """Return the SHA-256 of a file's content."""
+    total = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(BLOCK):
+            total.update(block)
+    return total.hexdigest()
+
+
+def walk(paths: list[str], excludes: list[str]) -> Iterator[str]:
+    """Yield everything at and below paths, but for what is excluded, each once."""
+    seen, out = set(), {path.rstrip("/") for path in excludes}
+    for top in paths:
+        if top in seen or top in out:
+            continue
+        seen.add(top)
+        yield top
+        if os.path.islink(top) or not os.path.isdir(top):
+            continue
+        for place, directories, names in os.walk(top):
+            directories[:] = sorted(name for name in directories if os.path.join(place, name) not in out)
+            for name in sorted([*directories, *names]):
+                path = os.path.join(place, name)
+                if path not in out and path not in seen:
+                    seen.add(path)
+                    yield path
+
+
+def mark(path: str) -> list[int]:
+    """Return what tells whether a file was touched since."""
+    about = os.lstat(path)
+    return [about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+
+
+def make_manifest(name: str, paths: list[str], excludes: list[str], before: dict) -> dict:
+    """Return {"set", "at", "files": {path: facts}, "marks": {path: mark}}; what was not touched is not read again."""
+    files, marks, known, old = {}, {}, before.get("files", {}), before.get("marks", {})
+    at = time.time()
+    for path in walk(paths, excludes):
+        try:
+            entry, sign = facts(path), mark(path)
+            if entry["t"] == "f":
+                unchanged = old.get(path) == sign and "h" in known.get(path, {})
+                entry["h"] = known[path]["h"] if unchanged else digest(path)
+        except OSError:
+            continue  # it went away this moment; what stays and cannot be read, restic reports
+        if entry["t"]:
+            files[path], marks[path] = entry, sign
+    return {"set": name, "at": at, "files": files, "marks": marks}
+
+
+def manifest_path(name: str) -> str:
+    """Return where the manifest of a set lies."""
+    return os.path.join(STATE, "manifests", f"{name}.json.gz")
+
+
+def read_manifest(path: str) -> dict:
+    """Return a manifest; an empty one if there is none."""
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as stream:
+            return json.load(stream)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, EOFError) as exc:
+        raise AgentError(f"{path}: {exc}") from exc
+
+
+def touched(manifest: dict) -> list[str]:
+    """Return what was changed or removed since the manifest was made."""
+    found = []
+    for path, sign in manifest["marks"].items():
+        try:
+            if mark(path) != sign:
+                found.append(path)
+        except OSError:
+            found.append(path)
+    return found
+
+
+def compare(manifest: dict, root: str, moved: set[str]) -> dict:
+    """Return how what lies below a root differs from a manifest, file by file.
+
+    {"compared", "moved": not compared, for they changed while they were backed up, "different": [words], "bytes"}
+    """
+    different, skipped, size = [], 0, 0
+    for path, wanted in manifest["files"].items():
+        there = root.rstrip("/") + path
+        try:
+            seen = facts(there)
+        except OSError:
+            seen = {}
+        later = seen.get("n", 0) != wanted.get("n", 0) and seen.get("n", 0) > manifest["at"] * 1e9
+        if later or path in moved:
+            skipped += 1
+            continue
+        names = {"t": "type", "u": "owner", "g": "group", "m": "mode", "n": "time", "x": "extended attributes", "s": "size",
+                 "l": "target", "r": "device"}  # fmt: skip
+        wrong = [word for key, word in names.items() if seen.get(key) != wanted.get(key)] if seen else ["is missing"]
+        if not wrong and wanted["t"] == "f":
+            size += wanted["s"]
+            if digest(there) != wanted["h"]:
+                wrong = ["content"]
+        if wrong:
+            different.append(f"{path}: {', '.join(wrong)}")
+    return {"compared": len(manifest["files"]) - skipped, "moved": skipped, "different": different, "bytes": size}
+
+
+# --- backing up ---------------------------------------------------------------------------------------------------------
+
+
+def repository(status: dict) -> None:
+    """See that the repository is ours; make it once. One that is gone or another one is an alarm, never made anew."""
+    code, said = restic("--no-lock", "--quiet", "cat", "config", allowed=(0, 1, 10))
+    if code == 0:
+        found = json.loads(said)["id"]
+        if status.setdefault("repository", found) != found:
+            raise AgentError(f"the repository is another one than before: {found[:10]}, not {status['repository'][:10]}")
+        return
+    if status.get("repository"):
+        raise AgentError(f"the repository is gone, or does not let this host in: {last_words(said)}")
+    if not re.search(r"Is there a repository|does not exist|unable to open config", said):
+        raise AgentError(f"restic: {last_words(said)}")
+    restic("--quiet", "init")
+    status["repository"] = json.loads(restic("--no-lock", "--quiet", "cat", "config")[1])["id"]
+
+
+def back_up(settings: dict, entry: dict, status: dict) -> None:
+    """Back one set up, and note in the status how it went."""
+    about = status.setdefault("sets", {}).setdefault(entry["name"], {})
+    about["tried"] = time.time()
+    try:
+        about.update(backed_up(settings, entry, status), problem="")
+        say("backed_up", set=entry["name"], snapshot=about["snapshot"][:8], files=about["files"], added=about["added"])
+    except (AgentError, OSError, KeyError, ValueError) as exc:
+        about["problem"] = f"{type(exc).__name__}: {exc}"[:500] if not isinstance(exc, AgentError) else str(exc)[:500]
+        say("failed", True, set=entry["name"], problem=about["problem"])
+    save(os.path.join(STATE, "status.json"), status)
+
+
+def backed_up(settings: dict, entry: dict, status: dict) -> dict:
+    """Return {started, success, snapshot, files, added, moved} of one backup. Raises AgentError, or what went wrong else."""
+    started = time.time()
+    gone = [path for path in entry["paths"] if not os.path.lexists(path)]
+    if gone:
+        raise AgentError(f"declared, but not there: {', '.join(gone)}")
+    repository(status)
+    inventory(settings)
+    for base in entry["databases"]:
+        dump(base)
+    path = manifest_path(entry["name"])
+    excludes = [*entry["excludes"], settings["scratch"], CACHE]
+    manifest = make_manifest(entry["name"], entry["paths"], [*excludes, STATE], read_manifest(path))
+    write(path, gzip.compress(json.dumps(manifest).encode("ascii"), 3))
+    own = [os.path.join(STATE, part) for part in ("inventory", "RECOVERY.md", f"manifests/{entry['name']}.json.gz")]
+    own += [dump_path(base) for base in entry["databases"]]
+    with handed("".join(f"{item}\0" for item in [*entry["paths"], *own])) as listed, handed("\n".join(excludes) + "\n") as out:
+        code, said = restic(
+            "backup", "--json", "--host", settings["host"], "--tag", f"set:{entry['name']}", "--files-from-raw", listed,
+            "--exclude-file", out, allowed=(0, 3),
+        )  # fmt: skip
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    summary = next((line for line in lines if line.get("message_type") == "summary"), None)
+    if code == 3 or summary is None:
+        errors = [line.get("item", "") for line in lines if line.get("message_type") == "error"]
+        raise AgentError(f"could not be read: {', '.join(errors[:SHOWN]) or last_words(said)}")
+    moved = touched(manifest)
+    save(os.path.join(STATE, "manifests", f"{entry['name']}.moved.json"), {"snapshot": summary["snapshot_id"], "moved": moved})
+    return {
+        "started": started, "success": time.time(), "snapshot": summary["snapshot_id"], "moved": len(moved),
+        "files": summary["total_files_processed"], "added": summary["data_added"], "databases": len(entry["databases"]),
+    }  # fmt: skip
+
+
+# --- restoring ----------------------------------------------------------------------------------------------------------
+
+
+def restore_test(settings: dict, status: dict) -> bool:
+    """Restore the newest backup of each set to scratch, compare, let databases answer, and write down how it went."""
+    begun = time.time()
+    result: dict = {"host": settings["host"], "server": settings["server"], "at": stamp(begun), "sets": {}}
+    for entry in settings["sets"]:
+        part = time.time()
+        try:
+            result["sets"][entry["name"]] = restored(settings, entry)
+        except (AgentError, OSError, KeyError, ValueError) as exc:
+            result["sets"][entry["name"]] = {"identical": False, "problem": f"{type(exc).__name__}: {exc}"[:500]}
+        finally:
+            shutil.rmtree(settings["scratch"], ignore_errors=True)
+        result["sets"][entry["name"]]["seconds"] = round(time.time() - part, 1)
+    try:
+        restic("--quiet", "--no-lock", "check")
+        result["structure"] = "sound"
+    except AgentError as exc:
+        result["structure"] = str(exc)
+    result["passed"] = result["structure"] == "sound" and all(about["identical"] for about in result["sets"].values())
+    result["seconds"] = round(time.time() - begun, 1)
+    place = os.path.join(STATE, "restore-tests")
+    save(os.path.join(place, f"{result['at'].replace(':', '')}.json"), result)
+    for name in sorted(os.listdir(place))[:-KEPT_TESTS]:
+        os.unlink(os.path.join(place, name))
+    status.update(restore_test=result, restore_tried=begun)
+    if result["passed"]:
+        status["restore_passed"] = begun
+    save(os.path.join(STATE, "status.json"), status)
+    problems = "; ".join(f"{name}: {about['problem']}" for name, about in result["sets"].items() if about.get("problem"))
+    say("restore_test", not result["passed"], passed=result["passed"], seconds=result["seconds"], problem=problems or "none")
+    return result["passed"]
+
+
+def restored(settings: dict, entry: dict) -> dict:
+    """Return how the newest backup of a set compares with what was backed up, and what its databases answered."""
+    words = ("snapshots", "--json", "--host", settings["host"], "--tag", f"set:{entry['name']}", "--latest", "1")
+    found = json.loads(restic("--no-lock", "--quiet", *words)[1])
+    if not found:
+        raise AgentError("there is no backup")
+    newest = max(found, key=lambda one: one["time"])
+    scratch = settings["scratch"]
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.mkdir(scratch)
+    os.chmod(scratch, 0o711)  # a database's account passes through; what is in it is closed to others
+    root = os.path.join(scratch, "files")
+    os.mkdir(root, 0o700)
+    known = read_manifest(manifest_path(entry["name"]))
+    needed = sum(about.get("s", 0) for about in known.get("files", {}).values())
+    if shutil.disk_usage(scratch).free < needed * 1.1:
+        raise AgentError(f"{scratch}: not enough room to restore {needed} bytes; set backup_scratch_directory")
+    restic("--quiet", "restore", newest["id"], "--target", root)
+    manifest = read_manifest(root + manifest_path(entry["name"]))
+    if not manifest:
+        raise AgentError("the backup holds no manifest")
+    note = load(os.path.join(STATE, "manifests", f"{entry['name']}.moved.json"))
+    moved = set(note.get("moved", [])) if newest["id"].startswith(note.get("snapshot", "-")) else set()
+    seen = compare(manifest, root, moved)
+    answers = {base["name"]: ask(base, root + dump_path(base), scratch) for base in entry["databases"]}
+    missing = [
+        name
+        for name in ("inventory/packages", "inventory/partitions.json", "RECOVERY.md")
+        if not os.path.exists(f"{root}{STATE}/{name}")
+    ]
+    different = [*seen["different"], *(f"{name}: is missing" for name in missing)]
+    return {
+        "identical": not different, "snapshot": newest["id"], "backed_up": newest["time"], "compared": seen["compared"],
+        "moved": seen["moved"], "bytes": seen["bytes"], "different": different[:SHOWN], "databases": answers,
+        "problem": f"{len(different)} differ: {'; '.join(different[:3])}" if different else "",
+    }  # fmt: skip
+
+
+# --- main ---------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what is due, or what is asked for. 0: done; 1: something failed, and is on record; 2: it could not be tried."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["tick", "run", "restore-test", "compare"])
+    parser.add_argument("manifest", nargs="?")
+    parser.add_argument("root", nargs="?")
+    parser.add_argument("--set", help="back up this set only")
+    args = parser.parse_args(argv)
+    os.umask(0o077)
+    try:
+        if args.action == "compare":
+            if not (args.manifest and args.root):
+                raise AgentError("compare: which manifest, below which root?")
+            seen = compare(read_manifest(args.manifest), args.root, set())
+            sys.stdout.write(json.dumps(seen, indent=1) + "\n")
+            return 1 if seen["different"] else 0
+        settings = load(os.path.join(SECRETS, "settings.json"))
+        if not settings:
+            raise AgentError(f"{SECRETS}/settings.json is not there")
+        os.makedirs(STATE, mode=0o700, exist_ok=True)
+        with open(os.path.join(STATE, "lock"), "w", encoding="ascii") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if args.action == "tick" else 0))
+            except BlockingIOError:
+                return 0  # it is at work already
+            return act(args, settings)
+    except (AgentError, OSError, KeyError, ValueError) as exc:
+        say("failed", True, action=args.action, problem=f"{type(exc).__name__}: {exc}")
+        return 2
+
+
+def act(args: argparse.Namespace, settings: dict) -> int:
+    """Work, while nobody else does."""
+    for left in glob.glob(f"{STATE}/.new-*") + glob.glob(f"{STATE}/*/.new-*"):
+        os.unlink(left)  # by one that was killed
+    status = load(os.path.join(STATE, "status.json"))
+    status["sets"] = {entry["name"]: status.get("sets", {}).get(entry["name"], {}) for entry in settings["sets"]}
+    for entry in settings["sets"]:
+        due = due_at(entry, status["sets"][entry["name"]], settings["host"], settings["splay_minutes"]) <= time.time()
+        if (args.action == "tick" and due) or (args.action == "run" and args.set in (None, entry["name"])):
+            back_up(settings, entry, status)
+    failed = any(about.get("problem") for about in status["sets"].values())
+    every = settings["restore_test_days"] if status.get("restore_test", {}).get("passed") else 1
+    late = time.time() - status.get("restore_tried", 0) > every * DAY
+    if args.action == "restore-test" or (args.action == "tick" and late and not failed):
+        return 0 if restore_test(settings, status) else 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The keeper of backups: what is broken is named in its turn, what was let go was old, and only sound files are fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+
+import pytest
+from ansible_collections.bulwark.hardening.plugins.module_utils import backup_keeper as keeper
+
+DAY = keeper.DAY
+
+
+def add(place, kind: str, content: bytes) -> str:
+    """Add a file as restic would, and return its name below the copy."""
+    name = hashlib.sha256(content).hexdigest()
+    below = f"data/{name[:2]}/{name}" if kind == "data" else f"{kind}/{name}"
+    (place / below).parent.mkdir(parents=True, exist_ok=True)
+    (place / below).write_bytes(content)
+    return below
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy with thirty files of data."""
+    place = tmp_path / "hosts" / "w"
+    place.mkdir(parents=True)
+    (place / "config").write_bytes(b"config")
+    for kind in ("keys", "index", "snapshots"):
+        add(place, kind, kind.encode())
+    for number in range(30):
+        add(place, "data", b"data %d" % number)
+    (place / "locks").mkdir()
+    (place / "locks" / "anything").write_text("x")
+    return place
+
+
+def look(copy, ledger, now, everything=False, slices=4):
+    """Look at a copy once."""
+    return keeper.check_copy("w", str(copy), ledger, slices, everything, now)
+
+
+def test_a_sound_copy(copy):
+    ledger: dict = {}
+    seen = look(copy, ledger, time.time())
+    assert (seen["files"], seen["broken"], seen["snapshots"]) == (34, {}, 1)
+    assert seen["read_days"] == 0
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_every_flipped_byte_is_found_in_its_turn(copy, number):
+    ledger, now = {}, time.time()
+    look(copy, ledger, now)
+    name = sorted(name for name in ledger["files"] if name.startswith("data/"))[number * 6]
+    content = bytearray((copy / name).read_bytes())
+    content[3] ^= 1
+    (copy / name).write_bytes(bytes(content))
+    found = [look(copy, ledger, now + day * DAY)["broken"] for day in range(1, 5)]
+    assert {name: "is not what was written"} in found
+    assert found[-1] or {} in found[:1]
+    assert look(copy, ledger, now + 5 * DAY)["broken"] == {name: "is not what was written"}, "until it is whole again"
+    content[3] ^= 1
+    (copy / name).write_bytes(bytes(content))
+    assert look(copy, ledger, now + 6 * DAY)["broken"] == {}
+
+
+def test_what_is_gone_altered_or_foreign_is_named(copy):
+    ledger, now = {}, time.time()
+    look(copy, ledger, now)
+    gone = next(name for name in ledger["files"] if name.startswith("snapshots/"))
+    (copy / gone).unlink()
+    (copy / "config").write_bytes(b"gifnoc")
+    (copy / "data" / "readme").write_text("x")
+    (copy / "index" / ("0" * 64)).symlink_to("/etc/passwd")
+    (copy / "data" / ".new-x").write_text("on its way")
+    assert look(copy, ledger, now)["broken"] == {
+        gone: "is missing",
+        "config": "was altered",
+        "data/readme": "does not belong here",
+        "index/" + "0" * 64: "does not belong here",
+    }
+
+
+def test_what_just_came_may_still_be_on_its_way(copy):
+    ledger, now = {}, time.time()
+    look(copy, ledger, now)
+    name = "data/ab/" + "ab" * 32
+    (copy / "data" / "ab").mkdir(exist_ok=True)
+    (copy / name).write_bytes(b"half")
+    assert look(copy, ledger, now)["broken"] == {}
+    os.utime(copy / name, (now - 4000, now - 4000))
+    assert look(copy, ledger, now)["broken"] == {name: "is not what was written"}
+    (copy / name).unlink()
+    assert look(copy, ledger, now)["broken"] == {}, "it never was whole, so nothing is missing"
+
+
+def test_missed_days_are_seen(copy):
+    ledger, now = {}, time.time()
+    look(copy, ledger, now)
+    assert look(copy, ledger, now + 20 * DAY)["read_days"] == 20
+    assert look(copy, ledger, now + 20 * DAY, everything=True)["read_days"] == 0
+
+
+def snapshot(number: int, arrived: float, said: float, **more) -> dict:
+    """Return a snapshot as restic lists it, with its arrival; both in days ago."""
+    now = 2_000_000_000
+    when = time.strftime("%Y-%m-%dT%H:%M:%S.123456789Z", time.gmtime(now - said * DAY))
+    return {"id": f"{number:064x}", "time": when, "hostname": "w", "tags": ["set:s"], "arrived": now - arrived * DAY, **more}
+
+
+def test_only_what_is_old_by_both_accounts_goes():
+    found = [
+        snapshot(1, 40, 40), snapshot(2, 36, 36), snapshot(3, 34, 34), snapshot(4, 1, 1000),  # dated back
+        snapshot(5, 40, -4000),  # dated into the future
+        snapshot(6, 50, 50, tags=["set:rare"]),  # the newest of its set
+        snapshot(7, 90, 90, tags=["set:rare"]),
+    ]  # fmt: skip
+    assert [int(entry["id"], 16) for entry in keeper.outlived(found, 35, 2_000_000_000)] == [1, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("1970-01-02T00:00:00Z", 86400), ("1970-01-02T01:00:00.5+01:00", 86400), ("1970-01-01T19:30:00-04:30", 86400)],
+)
+def test_times(text, wanted):
+    assert keeper.seconds_of(text) == wanted
+
+
+def test_no_time():
+    with pytest.raises(keeper.KeeperError):
+        keeper.seconds_of("yesterday")
+
+
+def test_days_that_fit():
+    assert keeper.days_that_fit({"2026-01-01": 0, "2026-01-11": 1000}, 5000) == 50
+    assert keeper.days_that_fit({"2026-01-01": 0}, 5000) is None
+    assert keeper.days_that_fit({"2026-01-01": 10, "2026-01-02": 5}, 5000) is None
+
+
+class Answer:
+    """What another repository answers."""
+
+    def __init__(self, status: int, content: bytes = b"") -> None:
+        self.status, self.content, self.reason = status, content, ""
+
+    def read(self, _size: int = -1) -> bytes:
+        content, self.content = self.content, b""
+        return content
+
+
+class Source(keeper.Source):
+    """Another repository, without a network in between."""
+
+    def __init__(self, place) -> None:
+        self.place = place
+
+    def get(self, path: str) -> Answer:
+        _host, kind, *rest = path.strip("/").split("/")
+        if kind == "config":
+            return Answer(200, (self.place / "config").read_bytes())
+        if not rest or not rest[0]:
+            names = [path.name for path in sorted((self.place / kind).rglob("*")) if path.is_file()]
+            return Answer(200, json.dumps([{"name": name, "size": 1} for name in names]).encode())
+        path = self.place / kind / (f"{rest[0][:2]}/{rest[0]}" if kind == "data" else rest[0])
+        return Answer(200, path.read_bytes()) if path.exists() else Answer(404)
+
+
+def test_fetched_is_what_is_new_and_whole(copy, tmp_path):
+    there, here = Source(copy), tmp_path / "here"
+    assert keeper.pull_copy(there, "w", str(here), "s/w") == {"new": 33, "files": 34, "broken": {}}
+    assert keeper.files(str(here)) == keeper.files(str(copy))
+    assert keeper.pull_copy(there, "w", str(here), "s/w")["new"] == 0
+    broken = copy / add(copy, "data", b"new one")
+    broken.write_bytes(b"altered")
+    seen = keeper.pull_copy(there, "w", str(here), "s/w")
+    assert list(seen["broken"].values()) == ["is not what was written, there"] and seen["new"] == 0
+    broken.unlink()
+    shutil.rmtree(copy / "snapshots")
+    (copy / "snapshots").mkdir()
+    assert keeper.pull_copy(there, "w", str(here), "s/w")["broken"] == {}
+    assert os.listdir(here / "snapshots"), "what is deleted there stays here"
+
+
+def test_another_repository_under_the_same_name_is_not_fetched(copy, tmp_path):
+    there, here = Source(copy), tmp_path / "here"
+    keeper.pull_copy(there, "w", str(here), "s/w")
+    (copy / "config").write_bytes(b"begun anew")
+    add(copy, "snapshots", b"new")
+    seen = keeper.pull_copy(there, "w", str(here), "s/w")
+    assert seen["broken"] and seen["new"] == 0

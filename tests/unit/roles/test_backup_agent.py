@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The backup agent: when something is due, what a manifest says, and that a comparison sees every kind of difference."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).resolve().parents[3] / "roles" / "backup" / "files" / "backup_agent.py"
+SPEC = importlib.util.spec_from_file_location("backup_agent", PATH)
+agent = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(agent)
+
+
+def test_due_within_the_interval_and_not_all_at_once():
+    entry = {"name": "records", "interval_hours": 24}
+    assert agent.due_at(entry, {}, "a", 60) == 0
+    about = {"success": 1001, "started": 1000}
+    due = [agent.due_at(entry, about, f"ward-{number}", 60) - 1000 for number in range(50)]
+    assert all(22 * 3600 <= at <= 23 * 3600 for at in due)
+    assert max(due) - min(due) > 1800
+    assert agent.due_at(entry, {"started": 1000}, "a", 60) == 0, "one that never ended well is due"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A few files, and their manifest."""
+    place = tmp_path / "data"
+    (place / "below").mkdir(parents=True)
+    (place / "file").write_text("content")
+    (place / "below" / "other").write_text("more")
+    (place / "left-out").write_text("x")
+    (place / "link").symlink_to("file")
+    old = time.time() - 1000
+    for path in ("file", "below/other", "left-out", "below"):
+        os.utime(place / path, (old, old))
+    manifest = agent.make_manifest("s", [str(place)], [str(place / "left-out")], {})
+    return place, manifest
+
+
+def test_a_manifest_names_everything_but_what_is_left_out(tree):
+    place, manifest = tree
+    assert set(manifest["files"]) == {str(place), *(str(place / name) for name in ("file", "below", "below/other", "link"))}
+    assert agent.compare(manifest, "/", set())["different"] == []
+    assert agent.touched(manifest) == []
+
+
+def test_what_was_not_touched_is_not_read_again(tree, monkeypatch):
+    place, manifest = tree
+    (place / "file").write_text("changed")
+    read = []
+    monkeypatch.setattr(agent, "digest", lambda path: read.append(path) or "h")
+    agent.make_manifest("s", [str(place)], [str(place / "left-out")], manifest)
+    assert read == [str(place / "file")]
+    assert set(agent.touched(manifest)) == {str(place / "file")}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("file", lambda path: (path.write_text("CONTENT"), os.utime(path, ns=(1, path.before))), "content"),
+        ("file", lambda path: path.chmod(0o777), "mode"),
+        ("file", lambda path: path.unlink(), "is missing"),
+        ("below/other", lambda path: os.utime(path, (1, 1)), "time"),
+        ("link", lambda path: (path.unlink(), path.symlink_to("elsewhere")), "target"),
+    ],
+)
+def test_a_comparison_sees(tree, name, change, said):
+    place, manifest = tree
+
+    class Known(type(place)):
+        before = (place / name).lstat().st_mtime_ns
+
+    change(Known(place / name))
+    parent = {str((place / name).parent)}  # its time changes, too
+    (different,) = agent.compare(manifest, "/", parent)["different"]
+    assert different.startswith(f"{place / name}: ") and said in different
+
+
+def test_what_changed_while_it_was_read_is_counted_and_not_compared(tree):
+    place, manifest = tree
+    seen = agent.compare(manifest, "/", {str(place / "file")})
+    assert (seen["moved"], seen["compared"]) == (1, 4)
+
+
+def test_a_dump_of_sqlite_is_whole_although_somebody_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(agent, "STATE", str(tmp_path / "state"))
+    path = tmp_path / "db"
+    link = sqlite3.connect(path)
+    link.execute("PRAGMA journal_mode = wal")
+    link.execute("CREATE TABLE t (a)")
+    link.execute("INSERT INTO t VALUES (7)")
+    link.commit()
+    link.execute("INSERT INTO t VALUES (8)")  # not committed
+    base = {"name": "d", "kind": "sqlite", "path": str(path), "query": "SELECT group_concat(a) FROM t"}
+    agent.dump(base)
+    assert agent.ask(base, agent.dump_path(base), str(tmp_path)) == "7"
+    Path(agent.dump_path(base)).write_bytes(b"SQLite format 3\0" + b"\xff" * 200)
+    with pytest.raises(agent.AgentError):
+        agent.ask(base, agent.dump_path(base), str(tmp_path))
+
+
+def test_passwords_are_not_repeated():
+    assert "secret" not in agent.last_words("Fatal: Head https://ward-1:secret@backup:19633/x: refused\n")
+
+
+def test_no_settings_is_an_error(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(agent, "SECRETS", str(tmp_path))
+    assert agent.main(["tick"]) == 2
+    assert "settings.json" in capsys.readouterr().err
