@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / ".cache" / "logs"
 BEAT = 30  # seconds between two signs of life
 LIMIT = 40 * 60  # seconds after which a stage counts as hung
-GUESTS = ("trail", "molecule audit_log", "clock")  # stages with emulated guests
+GUESTS = ("trail", "molecule audit_log", "clock", "devices", "antivirus")  # stages with emulated guests
 TAIL = 60  # lines of a failed stage that are shown
 TELLING = re.compile(r"^(FAILED|ERROR|E  |fatal:|\[ERROR\]| +fail_msg:| +msg:)|^\S+:\d+:(\d+:)? |Error: ")
 
@@ -100,6 +100,8 @@ def later_stages() -> list[Stage]:
     return [
         Stage("molecule audit_log", ["molecule", "test", "-s", "audit_log"]),
         Stage("trail", ["pytest", "-q", "tests/trail"]),
+        Stage("devices", ["pytest", "-q", "tests/devices"]),
+        Stage("antivirus", ["pytest", "-q", "tests/antivirus"]),
     ]
 
 
