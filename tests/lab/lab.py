@@ -4,7 +4,7 @@
 
     outside  198.18.78.0/24, fd00:b1:78::/64     lab-outsider, lab-member (a workstation with a VPN profile)
                 |                                 lab-gateway between the two, servers with a leg of their own
-    inside   198.18.77.0/24, fd00:b1:77::/64     lab-server-12, lab-server-13, lab-collector, lab-backup-a, -b; the controller is here, at .1
+    inside   198.18.77.0/24, fd00:b1:77::/64     lab-server-12, -13, lab-collector, lab-backup-a, -b; the controller is here, at .1
     on both                                       lab-time, which tells the time, and lab-duo, which stands in for Duo's service
 
 Run as ``lab.py up`` (only start the plain machines) or ``lab.py down`` (make lab-down); make lab plays story.py on it.
