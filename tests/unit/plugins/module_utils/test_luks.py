@@ -35,7 +35,7 @@ def facts(place, *signatures: tuple[str, str], **more: object) -> dict:
     found = [{"name": "sdx", "type": kind, "usage": "", "label": "", "uuid": uuid} for kind, uuid in signatures]
     seen = {"path": str(place / "disk"), "name": "sdx", "kind": "disk", "model": "M", "serial": "S1", "size": SIZE,
             "read_only": False, "system": False, "mounts": [], "holders": [], "above": [], "signatures": found, "loops": [],
-            "opened": [], "expected": [], "claimed": False}  # fmt: skip
+            "twins": [], "opened": [], "expected": [], "claimed": False}  # fmt: skip
     return {**seen, **more}
 
 
