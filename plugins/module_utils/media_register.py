@@ -418,8 +418,10 @@ def filesystem(device: int) -> str:
 
 def expire(directory: str, exports: list[dict], now: float, preview: bool = False) -> tuple[list[dict], list[str]]:
     """Delete what is past its time. Return (what went, or would go: {path, hours, ...}; what could not be deleted, in words)."""
+    links = [export["path"] for export in exports if os.path.islink(export["path"])]
+    exports = [export for export in exports if export["path"] not in links]
     files, kept = look_at_exports(exports, mark_seen(directory), now)
-    gone, problems = [], []
+    gone, problems = [], [f"{path} is a link: only what is declared where it lies ends" for path in links]
     approvers = {export["path"]: export["approver"] for export in exports}
     for file in files:
         if not file["expired"]:

@@ -56,7 +56,8 @@ def collect() -> dict:
 
     today       the host's date; packages: ["usbguard"] if it is installed; before: those before the role came, None unless it did
     usb         {here: the kernel has USB and this host may control it, closed: new devices wait for a permission,
-                present: [{id, product, classes}] of devices that are plugged in and can be used}
+                present: [{id, product, classes, input}] of devices that are plugged in and can be used; input: somebody types
+                or points with it, or with something behind it (a hub)}
     usbguard    {active, at_boot, settings, source: "daemon" or the file that the rules are from}
     rules       [{target, id, serial, interfaces, operator, else}]
     verdicts    what becomes of devices nobody permitted, by kind: allow, block or reject
@@ -121,14 +122,19 @@ def usb() -> dict:
 
 
 def present() -> list[dict]:
-    """Return {id, product, classes} of the USB devices that can be used; the classes are those of their interfaces."""
+    """Return {id, product, classes, input} of the USB devices that can be used; the classes are those of their interfaces."""
     found = []
+    inputs = {path.split("/")[-2] for path in glob.glob(f"{USB}/*:*/bInterfaceClass") if read(path).strip() == "03"}
     for place in sorted(os.path.dirname(path) for path in glob.glob(f"{USB}/*/idVendor")):
         faces = glob.glob(f"{place}/{os.path.basename(place)}:*/bInterfaceClass")
         about = {name: read(f"{place}/{name}").strip() if os.path.exists(f"{place}/{name}") else "" for name in
                  ("idVendor", "idProduct", "product")}  # fmt: skip
         classes = sorted({read(path).strip() for path in faces})
-        found.append({"id": f"{about['idVendor']}:{about['idProduct']}", "product": about["product"], "classes": classes})
+        name = os.path.basename(place)
+        found.append({
+            "id": f"{about['idVendor']}:{about['idProduct']}", "product": about["product"], "classes": classes,
+            "input": any(one.startswith((f"{name}:", f"{name}.")) for one in inputs),
+        })  # fmt: skip
     return found
 
 

@@ -63,6 +63,29 @@ def test_a_recovery_key_that_is_not_what_it_should_be_is_made_anew(place, recove
     assert luks.plan(facts(place, ("crypto_LUKS", UUID)), record(place, **recovery), WANTED) == ["seal"]
 
 
+def test_another_volume_of_the_same_name_is_not_formatted(place, monkeypatch):
+    ran = []
+    monkeypatch.setattr(luks, "run", lambda argv, **_more: ran.append(argv))
+    monkeypatch.setattr(luks.block_devices, "text", lambda _path: "CRYPT-LUKS2-bbbbbbbb000050008000000000000001-records\n")
+    with pytest.raises(luks.LuksError, match="is another volume"):
+        luks.fill("/dev/sdx", WANTED)
+    assert [argv[1] for argv in ran] == ["open"], "neither formatted nor closed"
+
+
+def test_a_volume_of_our_own_is_filled(place, monkeypatch):
+    ran = []
+    monkeypatch.setattr(luks, "run", lambda argv, **_more: ran.append(argv))
+    monkeypatch.setattr(luks.block_devices, "text", lambda _path: f"CRYPT-LUKS2-{UUID.replace('-', '')}-records\n")
+    monkeypatch.setattr(luks.block_devices, "signatures", lambda _path: [])
+    luks.fill("/dev/sdx", WANTED)
+    assert [argv[0] for argv in ran] == ["cryptsetup", "mkfs.ext4", "cryptsetup"]
+
+
+def test_a_device_that_is_held_keeps_its_number(place):
+    with luks.held("/dev/null") as number:
+        assert number == "1:3"
+
+
 def test_what_was_broken_off_is_taken_up(place):
     assert luks.plan(facts(place), {"uuid": UUID, "stage": "begun"}, WANTED) == ["create", "seal", "fill"]
     begun = {"uuid": UUID, "stage": "begun"}

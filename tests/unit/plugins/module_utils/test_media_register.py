@@ -245,6 +245,15 @@ def test_a_directory_exchanged_for_a_link_leads_nowhere(tmp_path, exports):
     assert (tmp_path / "outside" / "file").read_text() == "precious"
 
 
+def test_a_declared_place_that_is_a_link_is_no_end(place, tmp_path, exports):
+    """The link would be taken away, the files behind it would stay, and all would look well."""
+    os.symlink(exports[0]["path"], tmp_path / "link")
+    declared = [{**exports[0], "path": str(tmp_path / "link")}, exports[0]]
+    gone, problems = module.expire(place, declared, now(exports) + 25 * 3600)
+    assert [entry["path"] for entry in gone] == [f"{exports[0]['path']}/a.csv"], "the other one ends"
+    assert "is a link" in problems[0] and os.path.islink(tmp_path / "link")
+
+
 def test_holes_are_not_filled(tmp_path):
     path = tmp_path / "sparse"
     with open(path, "wb") as stream:

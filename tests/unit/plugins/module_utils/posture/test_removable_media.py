@@ -89,3 +89,18 @@ def test_permissions_end(monkeypatch):
     monkeypatch.setattr(media, "today", lambda: "2026-11-29")
     permits = [{"id": "a", "serial": number, "expires": f"2026-11-{number}"} for number in ("28", "29")] + [{"id": "b"}]
     assert media.identities(media.current(permits)) == [{"id": "a", "serial": "29"}]
+
+
+def test_what_a_keyboard_hangs_on_counts_as_one(tmp_path, monkeypatch):
+    """A keyboard behind a hub dies with the hub; a camera's does not."""
+    monkeypatch.setattr(media, "USB", str(tmp_path))
+    for name, faces in {"usb1": ["09"], "1-1": ["09"], "1-1.2": ["03"], "1-11": ["0e"], "1-3": ["03", "ff"]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "idVendor").write_text(f"{name}\n")
+        (tmp_path / name / "idProduct").write_text("0001\n")
+        for number, face in enumerate(faces):
+            for place in (tmp_path / name / f"{name}:1.{number}", tmp_path / f"{name}:1.{number}"):
+                place.mkdir()
+                (place / "bInterfaceClass").write_text(f"{face}\n")
+    found = {device["id"].split(":")[0]: device["input"] for device in media.present()}
+    assert found == {"usb1": False, "1-1": True, "1-1.2": True, "1-11": False, "1-3": True}
