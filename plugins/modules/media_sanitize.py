@@ -13,10 +13,12 @@ description:
   - Finds out what a disk is, what uses it and what it can do, chooses a method and says why. Without O(confirm) that is all.
   - A disk that is mounted, swapped to, held by LVM, md or device-mapper (active or not), behind a loop device, open in a program,
     named in fstab or crypttab, or part of the running system is refused; so is one whose model, serial number and size are not
-    exactly those that were given.
+    exactly those that were given, or are those of another disk, too (another path to it), and one that hides sectors.
+  - A class below the one that the register knows is refused.
   - What a drive or a tool reports is not believed. What was there before must be gone, and all of the medium, or a representative
     sample of it, must read back as zeros, past the kernel's caches.
   - Interrupted, it goes on where it was when it is run again, and then reads everything back. Until then there is no certificate.
+    After a failure it begins anew, and nothing that was seen before counts.
   - Start, end, failure and progress go to the journal under C(bulwark-media), and into the register of media.
 author:
   - Bulwark contributors (@bulwark)
@@ -322,10 +324,23 @@ def speaks_against(params: dict, facts: dict, more: dict, category: str) -> list
     found += media.retention_objections(params["retention_cleared_by"], params["retention_cleared_on"], now()[:10])
     if category:
         found += media.disposition_objections(params["classification"], category, params["disposition"])
+    found += outranked(params, facts)
     names = [(params[role] or {}).get("name") or "" for role in ("performed_by", "validated_by")]
     if not all(names) or names[0] == names[1]:
         found.append("performed_by and validated_by must name two people: a certificate has two signers (UMDNJ-I-2)")
     return found
+
+
+def outranked(params: dict, facts: dict) -> list[str]:
+    """Return what is wrong with the class that is given, where the register knows another."""
+    medium, classes = media_register.medium_name(facts), ("low", "moderate", "high")
+    try:
+        known = media_register.states(media_register.examine(media_register.load(params["directory"]))[0]).get(medium, {})
+    except (RegisterError, KeyError) as exc:
+        return [f"the register cannot be asked: {exc}"]
+    if known.get("class") not in classes or classes.index(known["class"]) <= classes.index(params["classification"]):
+        return []
+    return [f"UMDNJ-I-1: the register knows it as of class {known['class']}, and classification is {params['classification']}"]
 
 
 def vendor(facts: dict) -> str:

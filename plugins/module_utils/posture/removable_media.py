@@ -37,7 +37,7 @@ KINDS = {  # as in roles/removable_media/vars/main.yml
     "thunderbolt": ("thunderbolt",),
     "card": ("mmc_block", "ms_block", "mspro_block"),
 }
-RULE = re.compile(r'(?:\d+: )?(allow|block|reject)\b(?: (?:id )?([0-9a-fA-F*]{1,4}:[0-9a-fA-F*]{1,4}))?(.*)')
+RULE = re.compile(r"(?:\d+: )?(allow|block|reject)\b(?: (?:id )?([0-9a-fA-F*]{1,4}:[0-9a-fA-F*]{1,4}))?(.*)")
 INTERFACES = re.compile(r"with-interface (?:([a-z-]+) )?(?:\{ ([^}]*?) ?\}|([0-9a-f]{2}:[0-9a-f*]{1,2}:[0-9a-f*]{1,2}))")
 SERIAL = re.compile(r'(?<!\S)serial "((?:[^"\\]|\\.)*)"')
 # Devices that nobody permitted. A stick that says it is a keyboard, too, types commands.
@@ -61,7 +61,8 @@ def collect() -> dict:
     usbguard    {active, at_boot, settings, source: "daemon" or the file that the rules are from}
     rules       [{target, id, serial, interfaces, operator, else}]
     verdicts    what becomes of devices nobody permitted, by kind: allow, block or reject
-    permitted   [{id, serial}] storage that the rules allow, sorted; permits: what the gate would let through today
+    permitted   [{id, serial}] storage that the rules allow, sorted, the serial number empty where any will do; permits: what the
+                gate would let through today
     modules     {module: "refused", "gate" or "loadable"} for USB storage; kinds: {kind: whether any of its modules can be loaded}
     loaded      storage modules that are in the kernel
     udev        {disk, seen}: the gate is asked; gate: what it says of a plain file system, and of a blank device
@@ -92,7 +93,7 @@ def collect() -> dict:
         implicit = data["usbguard"]["settings"].get("ImplicitPolicyTarget", "block") if data["usbguard"]["installed"] else "allow"
         strangers = {name: {"id": "ffff:ffff", "serial": "?", "interfaces": faces} for name, faces in STRANGERS.items()}
         data["verdicts"] = {name: verdict(data["rules"], device, implicit) for name, device in strangers.items()}
-        data["permitted"] = identities([rule for rule in data["rules"] if rule["target"] == "allow" and rule["serial"]])
+        data["permitted"] = identities([rule for rule in data["rules"] if rule["target"] == "allow" and lets_in(rule)])
     except (CannotObserve, KeyError) as exc:
         for key in ("rules", "verdicts", "permitted"):
             unobserved[key] = str(exc)
@@ -207,8 +208,10 @@ def applies(rule: dict, device: dict) -> bool:
         "all-of": lambda: all(any(fits(face, pattern) for face in faces) for pattern in patterns),
         "none-of": lambda: not any(fits(face, pattern) for face in faces for pattern in patterns),
         "match-all": lambda: all(any(fits(face, pattern) for pattern in patterns) for face in faces),
-        "equals": lambda: all(any(fits(face, pattern) for pattern in patterns) for face in faces)
-        and all(any(fits(face, pattern) for face in faces) for pattern in patterns),
+        "equals": lambda: (
+            all(any(fits(face, pattern) for pattern in patterns) for face in faces)
+            and all(any(fits(face, pattern) for face in faces) for pattern in patterns)
+        ),
     }
     allowing = rule["target"] == "allow"
     fitting = operators.get(rule["operator"], lambda: allowing)()
@@ -218,6 +221,14 @@ def applies(rule: dict, device: dict) -> bool:
 def verdict(rules: list[dict], device: dict, implicit: str) -> str:
     """Return what becomes of a device ({id, serial, interfaces}): the first rule that fits decides."""
     return next((rule["target"] for rule in rules if applies(rule, device)), implicit)
+
+
+def lets_in(rule: dict) -> bool:
+    """Return whether an allowing rule is about storage by its number: by serial number, or all devices of one make."""
+    makes = [
+        {"id": rule["id"], "serial": rule["serial"], "interfaces": STRANGERS[kind]} for kind in ("stick", "fast_stick", "phone")
+    ]
+    return bool(rule["serial"]) or bool(rule["id"] and any(applies(rule, device) for device in makes))
 
 
 def identities(devices: list[dict]) -> list[dict]:

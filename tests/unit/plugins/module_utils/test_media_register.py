@@ -111,6 +111,24 @@ def test_states_follow_the_life_of_a_medium(place):
     module.append(place, [sanitised(sha256="cd"), {"event": "destroyed", "medium": NAME}])
     state = known(place)[NAME]
     assert (state["signers"], state["reused"], state["destroyed"]) == ([], False, True)
+    module.append(place, [{"event": "started", "medium": NAME, "class": "low"}])
+    assert known(place)[NAME]["sanitised"] is None, "what an older certificate says is over"
+
+
+def test_who_wipes_does_not_classify(place):
+    module.append(place, [{"event": "declared", "medium": NAME, "id": "M-1", "class": "high"}, sanitised()])
+    assert known(place)[NAME]["class"] == "high"
+    module.append(place, [{"event": "reclassified", "medium": NAME, "class": "low"}])
+    assert known(place)[NAME]["class"] == "low"
+
+
+def test_one_purge_is_good_for_one_more_use(place, capsys):
+    reuse = ["--directory", place, "add", "reused", "--medium", NAME, "--by", "Ann"]
+    module.append(place, [sanitised()])
+    assert module.main(reuse) == 0
+    assert module.main(reuse) == 2 and "sanitised anew" in capsys.readouterr().err
+    module.append(place, [sanitised(sha256="cd")])
+    assert module.main(reuse) == 0
 
 
 def test_by_hand_only_what_the_policy_allows(place, capsys):

@@ -155,6 +155,17 @@ def test_refused_before_anything_changes(disk, seen, params, word):
     assert disk.content() == CANARY * (SIZE // 512) and not (disk.directory / "state").exists()
 
 
+@pytest.mark.parametrize(
+    ("known", "given", "refused"), [("high", "moderate", True), ("moderate", "moderate", False), ("low", "high", False)]
+)
+def test_the_class_that_the_register_knows_is_not_talked_down(disk, known, given, refused):
+    declared = {"event": "declared", "medium": "EXAMPLE EX1", "id": "M-1", "class": known, "location": "x", "custodian": "y"}
+    media_register.append(str(disk.directory / "state"), [declared])
+    failed, result = disk.sanitise(classification=given)
+    assert failed is refused and ("UMDNJ-I-1" in result["msg"]) is refused
+    assert (disk.content() == bytes(SIZE)) is not refused
+
+
 def test_a_disk_that_gets_used_at_the_last_moment_is_left(disk, monkeypatch):
     looks = []
 

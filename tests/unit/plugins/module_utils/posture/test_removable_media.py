@@ -104,3 +104,19 @@ def test_what_a_keyboard_hangs_on_counts_as_one(tmp_path, monkeypatch):
                 (place / "bInterfaceClass").write_text(f"{face}\n")
     found = {device["id"].split(":")[0]: device["input"] for device in media.present()}
     assert found == {"usb1": False, "1-1": True, "1-1.2": True, "1-11": False, "1-3": True}
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ('allow 46f4:0001 serial "S1" with-interface match-all { 08:*:* }', True),
+        ("allow 0781:5567", True),
+        ("allow 0781:*", True),
+        ("allow 0781:5567 with-interface one-of { 08:*:* 03:*:* }", True),
+        ("allow 18d1:4ee1 with-interface one-of { 06:*:* }", True),
+        ("allow 06cb:00bd with-interface none-of { 06:*:* 08:*:* }", False),
+        ("allow with-interface one-of { 03:*:* 09:*:* }", False),
+    ],
+)
+def test_a_make_that_is_let_in_without_a_serial_number_is_seen(rule, found):
+    assert media.lets_in(media.parsed(rule)) is found
