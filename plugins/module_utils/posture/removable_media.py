@@ -66,7 +66,8 @@ def collect() -> dict:
     modules     {module: "refused", "gate" or "loadable"} for USB storage; kinds: {kind: whether any of its modules can be loaded}
     loaded      storage modules that are in the kernel
     udev        {disk, seen}: the gate is asked; gate: what it says of a plain file system, and of a blank device
-    attached    [{name, id, serial, content, permitted}] USB storage that is plugged in; content: luks, blank, or what it holds
+    attached    [{name, id, serial, content, permitted, used}] USB storage that is plugged in; content: luks, blank, or what it
+                holds; used: mounted, swapped to, or under something else
     sweep       whether the timer that ends permissions is active
     files       owner and mode of what decides all this
     """
@@ -315,9 +316,18 @@ def attached() -> list[dict]:
         kind = known.get("ID_FS_TYPE") or known.get("ID_FS_USAGE", "")
         serial = read(f"{place}/serial").strip() if os.path.exists(f"{place}/serial") else ""
         device = {"id": f"{read(f'{place}/idVendor').strip()}:{read(f'{place}/idProduct').strip()}", "serial": serial}
-        content = {"crypto_LUKS": "luks", "": "blank"}.get(kind, kind)
-        found.append({"name": os.path.basename(block), **device, "content": content, "permitted": device in permits})
+        content = {"crypto_LUKS": "luks", "": "several" if known.get("ID_FS_AMBIVALENT") else "blank"}.get(kind, kind)
+        found.append({"name": os.path.basename(block), **device, "content": content, "permitted": device in permits,
+                      "used": used(block, read("/proc/self/mountinfo"), read("/proc/swaps"))})  # fmt: skip
     return found
+
+
+def used(block: str, mounts: str, swaps: str) -> bool:
+    """Return whether a block device (a directory of /sys) is in use, given the kernel's tables of mounts and swap."""
+    number = read(f"{block}/dev").strip()
+    mounted = any(line.split()[2] == number for line in mounts.splitlines())
+    swapped = any(line.split()[0] == f"/dev/{os.path.basename(block)}" for line in swaps.splitlines()[1:])
+    return mounted or swapped or bool(glob.glob(f"{block}/holders/*"))
 
 
 def sweep() -> bool:

@@ -120,3 +120,15 @@ def test_what_a_keyboard_hangs_on_counts_as_one(tmp_path, monkeypatch):
 )
 def test_a_make_that_is_let_in_without_a_serial_number_is_seen(rule, found):
     assert media.lets_in(media.parsed(rule)) is found
+
+
+def test_storage_in_use_is_seen(tmp_path):
+    block = tmp_path / "sdb1"
+    (block / "holders").mkdir(parents=True)
+    (block / "dev").write_text("8:17\n")
+    other, swaps = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n", "Filename Type Size Used Priority\n"
+    assert not media.used(str(block), other, swaps)
+    assert media.used(str(block), other + "30 22 8:17 / /srv rw - ext4 /dev/sdb1 rw\n", swaps)
+    assert media.used(str(block), other, swaps + "/dev/sdb1 partition 1024 0 -2\n")
+    (block / "holders" / "dm-0").touch()
+    assert media.used(str(block), other, swaps)
