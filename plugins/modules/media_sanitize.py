@@ -266,7 +266,8 @@ def abilities(facts: dict) -> tuple[dict[str, str], dict]:
         spaces = [place for place in glob.glob(f"/sys/class/nvme/{name}/{name}*")
                   if re.fullmatch(rf"{name}(c\d+)?n\d+", os.path.basename(place))]  # fmt: skip
         try:
-            if block_devices.text(f"/sys/class/nvme/{name}/serial").strip() != facts["serial"]:
+            own = block_devices.text(f"/sys/class/nvme/{name}/serial")  # udev writes another character for some
+            if re.sub(r"[\W_]", "", own) != re.sub(r"[\W_]", "", facts["serial"]):
                 raise ValueError(f"{controller} is not the controller of {facts['path']}")
             told = json.loads(block_devices.run(["nvme", "id-ctrl", controller, "--output-format=json"]))
             able.update(media.nvme_capabilities(told, len(spaces)))
