@@ -549,6 +549,11 @@ def write(path: str, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(fresh, path)
+    handle = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)  # the register is about to name it
+    finally:
+        os.close(handle)
 
 
 def tools(plan: dict, module: AnsibleModule) -> list[str]:
