@@ -256,14 +256,19 @@ def kill(device: str, name: str, slot: int) -> None:
     run(["cryptsetup", "luksKillSlot", "--batch-mode", "--key-file", key_path(name), device, str(slot)])
 
 
+def mapped(name: str) -> str:
+    """Return what the kernel says that a mapping of this name is; nothing if there is none."""
+    places = [place for place in glob.glob("/sys/block/dm-*/dm") if block_devices.text(f"{place}/name").strip() == name]
+    return block_devices.text(f"{places[0]}/uuid").strip() if places else ""
+
+
 def fill(device: str, wanted: dict) -> None:
     """Put a filesystem, or swap, into the new volume. It is closed again afterwards: opening it is its unit's business."""
     name, kind = wanted["name"], wanted["filesystem"]
     mapper = f"/dev/mapper/{name}"
     if not os.path.exists(mapper):
         run(["cryptsetup", "open", "--key-file", key_path(name), device, name])
-    mapped = block_devices.text(f"/sys/block/{os.path.basename(os.path.realpath(mapper))}/dm/uuid")
-    if not mapped.startswith(f"CRYPT-LUKS2-{wanted['uuid'].replace('-', '').lower()}-"):
+    if not mapped(name).startswith(f"CRYPT-LUKS2-{wanted['uuid'].replace('-', '').lower()}-"):
         raise LuksError(f"{mapper} is another volume, and stays as it is")
     try:
         if not block_devices.signatures(mapper):

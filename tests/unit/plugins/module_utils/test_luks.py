@@ -66,7 +66,7 @@ def test_a_recovery_key_that_is_not_what_it_should_be_is_made_anew(place, recove
 def test_another_volume_of_the_same_name_is_not_formatted(place, monkeypatch):
     ran = []
     monkeypatch.setattr(luks, "run", lambda argv, **_more: ran.append(argv))
-    monkeypatch.setattr(luks.block_devices, "text", lambda _path: "CRYPT-LUKS2-bbbbbbbb000050008000000000000001-records\n")
+    monkeypatch.setattr(luks, "mapped", lambda _name: "CRYPT-LUKS2-bbbbbbbb000050008000000000000001-records")
     with pytest.raises(luks.LuksError, match="is another volume"):
         luks.fill("/dev/sdx", WANTED)
     assert [argv[1] for argv in ran] == ["open"], "neither formatted nor closed"
@@ -75,7 +75,7 @@ def test_another_volume_of_the_same_name_is_not_formatted(place, monkeypatch):
 def test_a_volume_of_our_own_is_filled(place, monkeypatch):
     ran = []
     monkeypatch.setattr(luks, "run", lambda argv, **_more: ran.append(argv))
-    monkeypatch.setattr(luks.block_devices, "text", lambda _path: f"CRYPT-LUKS2-{UUID.replace('-', '')}-records\n")
+    monkeypatch.setattr(luks, "mapped", lambda _name: f"CRYPT-LUKS2-{UUID.replace('-', '')}-records")
     monkeypatch.setattr(luks.block_devices, "signatures", lambda _path: [])
     luks.fill("/dev/sdx", WANTED)
     assert [argv[0] for argv in ran] == ["cryptsetup", "mkfs.ext4", "cryptsetup"]
