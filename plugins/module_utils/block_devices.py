@@ -80,6 +80,7 @@ def look(path: str, claim: bool = True) -> dict:
     signatures     [{name, type, usage, label, uuid}] of filesystems, LUKS, volume groups, ... on it and on its partitions, as
                    blkid finds them on the device itself
     loops          loop devices behind which it lies
+    twins          other disks of its model, serial number and size: other paths to it, or what cannot be told from it
     opened         ["pid 123 (qemu)"] programs that have it or a partition of it open
     expected       lines of /etc/fstab and /etc/crypttab that name it or what is on it
     claimed        the kernel says that somebody holds it; None if it was not asked
@@ -104,6 +105,7 @@ def look(path: str, claim: bool = True) -> dict:
     numbers = {os.stat(part).st_rdev for part in parts if os.path.exists(part)}
     facts["signatures"] = [signature for part in parts for signature in signatures(part)]
     facts["loops"] = loops(numbers)
+    facts["twins"] = twins(disk, json.loads(run(["lsblk", "--json", "--bytes", "--nodeps", "--output", COLUMNS]))["blockdevices"])
     facts["opened"] = openers(numbers)
     facts["expected"] = expected(names(tree), [(place, text(place)) for place in ("/etc/fstab", "/etc/crypttab")])
     facts["claimed"] = claimed(real) if claim else None
@@ -126,6 +128,8 @@ def objections(facts: dict, declared: dict, blank: bool = False, kinds: tuple[st
             found.append(f"unexpected device: {key} {wanted!r} was declared, and it is {seen!r}")
     if not facts["serial"]:
         found.append("it has no serial number, so nothing tells it from another")
+    for twin in facts["twins"]:  # a lock on one path to a disk keeps nobody from using another
+        found.append(f"{twin} has the same model, serial number and size: another path to it, or nothing tells the two apart")
     if facts["kind"] not in kinds:
         found.append(f"it is a {facts['kind']}, not a {' or '.join(kinds)}")
     if facts["read_only"]:
@@ -220,6 +224,14 @@ def signatures(path: str) -> list[dict]:
         if item not in found:
             found.append(item)
     return found
+
+
+def twins(disk: dict, listed: list[dict]) -> list[str]:
+    """Return the names of other disks with the same model, serial number and size, given what lsblk says of it and of all."""
+    mine = describe(disk, disk)
+    others = [describe(node, node) for node in listed if node["type"] == "disk" and node["kname"] != disk["kname"]]
+    keys = ("model", "serial", "size")
+    return [other["name"] for other in others if mine["serial"] and all(other[key] == mine[key] for key in keys)]
 
 
 def claimed(path: str) -> bool:

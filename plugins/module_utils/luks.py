@@ -15,12 +15,14 @@ in memory, never through arguments or the environment.
 from __future__ import annotations
 
 import base64
+import contextlib
 import glob
 import hashlib
 import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 
 from ansible_collections.bulwark.hardening.plugins.module_utils import block_devices
 
@@ -126,6 +128,17 @@ def find(identity: dict) -> str:
     return fitting[0]
 
 
+@contextlib.contextmanager
+def held(path: str) -> Iterator[str]:
+    """Keep a device open, and give its "major:minor": as long as it is open, no other device gets its name."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        number = os.fstat(handle).st_rdev
+        yield f"{os.major(number)}:{os.minor(number)}"
+    finally:
+        os.close(handle)
+
+
 def written(path: str, size: int) -> int | None:
     """Return where on a disk there is something other than zeros: both ends are looked at closely, the rest by samples."""
     places = [(0, min(EDGE, size)), (max(0, size - EDGE), min(EDGE, size))]
@@ -182,6 +195,8 @@ def plan(facts: dict, record: dict, wanted: dict) -> list[str]:
         reasons = [f"it is not empty: there is something at byte {place}, although it looks like nothing that is known"]
     if record.get("stage") == "done":
         reasons.append(f"{record_path(wanted['name'])} says that the volume was made, and it is not on this disk")
+    if os.path.lexists(f"/dev/mapper/{wanted['name']}"):
+        reasons.append(f"/dev/mapper/{wanted['name']} is there already, and is something else")
     if not record and os.path.exists(key_path(wanted["name"])):
         reasons.append(f"{key_path(wanted['name'])} is there already, and nobody knows what it opens")
     if reasons:
@@ -241,12 +256,20 @@ def kill(device: str, name: str, slot: int) -> None:
     run(["cryptsetup", "luksKillSlot", "--batch-mode", "--key-file", key_path(name), device, str(slot)])
 
 
+def mapped(name: str) -> str:
+    """Return what the kernel says that a mapping of this name is; nothing if there is none."""
+    places = [place for place in glob.glob("/sys/block/dm-*/dm") if block_devices.text(f"{place}/name").strip() == name]
+    return block_devices.text(f"{places[0]}/uuid").strip() if places else ""
+
+
 def fill(device: str, wanted: dict) -> None:
     """Put a filesystem, or swap, into the new volume. It is closed again afterwards: opening it is its unit's business."""
     name, kind = wanted["name"], wanted["filesystem"]
     mapper = f"/dev/mapper/{name}"
     if not os.path.exists(mapper):
         run(["cryptsetup", "open", "--key-file", key_path(name), device, name])
+    if not mapped(name).startswith(f"CRYPT-LUKS2-{wanted['uuid'].replace('-', '').lower()}-"):
+        raise LuksError(f"{mapper} is another volume, and stays as it is")
     try:
         if not block_devices.signatures(mapper):
             run(["mkswap", "--label", name[:15], mapper] if kind == "swap" else ["mkfs.ext4", "-q", "-L", name[:16], mapper])

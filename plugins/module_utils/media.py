@@ -64,7 +64,8 @@ def medium_type(facts: dict) -> str:
     """Return virtual, magnetic or flash; ``facts`` as block_devices.look() returns them."""
     if facts["transport"] == "virtio" or VIRTUAL.search(facts["model"]):
         return "virtual"
-    return "magnetic" if facts["rotational"] and facts["transport"] != "nvme" else "flash"
+    # The kernel takes most USB sticks for rotating, and what counts as a purge of magnetic disks is none of flash.
+    return "magnetic" if facts["rotational"] and facts["transport"] not in ("nvme", "usb") else "flash"
 
 
 def nvme_capabilities(id_ctrl: dict, namespaces: int) -> dict[str, str]:
@@ -114,17 +115,38 @@ def security_objection(identify: str) -> str:
     return ""
 
 
-def hidden_sectors(text: str) -> int:
-    """Return how many sectors a drive hides from us, from what C(hdparm -N) says; zero if it says nothing of the kind."""
+def hidden_sectors(text: str, overlay: str = "") -> int:
+    """Return how many sectors a drive hides from us; zero if it says nothing of the kind.
+
+    ``text`` is what C(hdparm -N) says, ``overlay`` what C(hdparm --dco-identify) does.
+    """
     found = re.search(r"max sectors\s*=\s*(\d+)/(\d+)", text)
-    return max(int(found.group(2)) - int(found.group(1)), 0) if found else 0
+    if not found:
+        return 0
+    real = re.search(r"Real max sectors:\s*(\d+)", overlay)
+    return max(int(found.group(2)) - int(found.group(1)), int(real.group(1)) - int(found.group(1)) if real else 0, 0)
+
+
+def sanitize_objection(kind: str, said: bytes) -> str:
+    """Return why a drive's own sanitize did not succeed, empty if it did.
+
+    ``said`` is its log as C(nvme sanitize-log --raw-binary) has it (kind nvme), or what C(hdparm --sanitize-status) says (ata).
+    """
+    if kind == "nvme":
+        state = said[2] & 7
+        names = {0: "it never was sanitised", 2: "it is still at it", 3: "its sanitize failed"}
+        return "" if state in (1, 4) else names.get(state, f"state {state}")
+    text = said.decode(errors="replace")
+    return "" if "Completed Without Error" in text else " ".join(text.split())[-200:] or "nothing"
 
 
 def luks_payload(dump: str, size: int) -> list[int]:
     """Return where ciphertext lies, [start, end) in bytes, from what C(cryptsetup luksDump) says of a device of ``size`` bytes.
 
-    Raises MediaError when it does not say so.
+    Raises MediaError when it does not say so, or when what lies there is no ciphertext.
     """
+    if "cipher_null" in dump:
+        raise MediaError("its LUKS has no cipher: what lies there is plain text")
     second = re.search(
         r"^Data segments:\n\s+0: crypt\n\s+offset: (\d+) \[bytes\]\n\s+length: (?:(\d+)|\(whole device\))", dump, re.M
     )

@@ -111,8 +111,10 @@ def states(entries: list[dict]) -> dict[str, dict]:
             "reused": False, "signers": [], "failed": ""})  # fmt: skip
         event = entry["event"]
         for key in ("id", "class", "location", "custodian"):
-            if key in entry:
+            if key in entry and (key != "class" or event in ("declared", "reclassified")):  # who wipes does not classify
                 state[key] = entry[key]
+        if event == "started":  # an older certificate says nothing of what was on it since
+            state["sanitised"] = None
         if event == "declared":
             state["withdrawn"] = False
         if event in ("withdrawn", "destroyed", "reused"):
@@ -273,7 +275,7 @@ def overdue(declared: list[dict], known: dict[str, dict], begun: list[dict], tod
     found = []
     for medium in declared:
         state = known.get(medium_name(medium), {})
-        done = state.get("sanitised") or {}
+        done = (not state.get("reused") and state.get("sanitised")) or {}
         if medium.get("sanitise_by") and medium["sanitise_by"] < today and not (done or state.get("destroyed")):
             found.append(f"{medium['id']} was to be sanitised by {medium['sanitise_by']}")
         if done and done["disposition"] == "destroy" and not state.get("destroyed"):
@@ -418,8 +420,10 @@ def filesystem(device: int) -> str:
 
 def expire(directory: str, exports: list[dict], now: float, preview: bool = False) -> tuple[list[dict], list[str]]:
     """Delete what is past its time. Return (what went, or would go: {path, hours, ...}; what could not be deleted, in words)."""
+    links = [export["path"] for export in exports if os.path.islink(export["path"])]
+    exports = [export for export in exports if export["path"] not in links]
     files, kept = look_at_exports(exports, mark_seen(directory), now)
-    gone, problems = [], []
+    gone, problems = [], [f"{path} is a link: only what is declared where it lies ends" for path in links]
     approvers = {export["path"]: export["approver"] for export in exports}
     for file in files:
         if not file["expired"]:
@@ -486,6 +490,8 @@ def say_add(args: argparse.Namespace) -> int:
         raise RegisterError(f"{args.medium} was destroyed")
     if args.event == "moved" and not (args.location or args.custodian):
         raise RegisterError("moved: needs --location or --custodian")
+    if args.event == "reused" and state["reused"]:
+        raise RegisterError(f"UMDNJ-I-2: {args.medium} was used again since it was sanitised; it must be sanitised anew before")
     if args.event == "reused" and (not done or done["disposition"] == "destroy" or done["category"] != "purge"):
         raise RegisterError("UMDNJ-I-2: only a medium with a certificate of purge, and not meant to be destroyed, is used again")
     more = {key: getattr(args, key) for key in ("location", "custodian", "reason", "details") if getattr(args, key)}

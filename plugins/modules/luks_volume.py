@@ -12,9 +12,9 @@ version_added: 0.3.0
 description:
   - Makes a LUKS2 volume (AES-256 in XTS mode) on the one disk that has model, serial number and size as given, with a key of the
     host's own, and puts a filesystem or swap into it.
-  - A disk is touched only if it is empty and idle. Not if it has partitions or signatures of any kind, holds anything but zeros,
-    is mounted, held, open in a program, or expected by F(/etc/fstab) or F(/etc/crypttab). What keeps it from being touched is
-    said, and nothing is changed. There is no option to do it nevertheless.
+  - A disk is touched only if it is empty and idle. Not if it has partitions or signatures of any kind, holds anything but zeros
+    in the 16 MiB at either end or at 256 places between, is mounted, held, open in a program, or expected by F(/etc/fstab) or
+    F(/etc/crypttab). What keeps it from being touched is said, and nothing is changed. There is no option to do it nevertheless.
   - Makes a recovery key and seals it with age to the public keys of custodians, each of whom alone can open it. The key itself is
     kept nowhere. When the custodians change, another recovery key takes its place.
   - A run that was broken off is taken up by the next one.
@@ -127,10 +127,14 @@ def main() -> None:
         if not wanted["recipients"]:
             raise luks.LuksError("recipients = []: must have at least one, or the data would be lost with the host")
         device = luks.find(wanted)
-        steps = luks.plan(block_devices.look(device), luks.read_record(wanted["name"]), wanted)
-        for step in [] if module.check_mode else steps:
-            luks.STEPS[step](device, wanted)
-            done.append(step)
+        with luks.held(device) as number:
+            facts = block_devices.look(device)
+            if facts["device"] != number:
+                raise luks.LuksError(f"{device} became another disk while it was looked at")
+            steps = luks.plan(facts, luks.read_record(wanted["name"]), wanted)
+            for step in [] if module.check_mode else steps:
+                luks.STEPS[step](device, wanted)
+                done.append(step)
     except (luks.LuksError, block_devices.DeviceError, OSError) as exc:
         module.fail_json(msg=f"luks_volume {wanted['name']}: {exc}", changed=bool(done), steps=done)
     said = "".join(f"{device} {wanted['name']}: {WORDS[step]}\n" for step in steps)

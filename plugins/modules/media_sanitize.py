@@ -13,10 +13,12 @@ description:
   - Finds out what a disk is, what uses it and what it can do, chooses a method and says why. Without O(confirm) that is all.
   - A disk that is mounted, swapped to, held by LVM, md or device-mapper (active or not), behind a loop device, open in a program,
     named in fstab or crypttab, or part of the running system is refused; so is one whose model, serial number and size are not
-    exactly those that were given.
+    exactly those that were given, or are those of another disk, too (another path to it), and one that hides sectors.
+  - A class below the one that the register knows is refused.
   - What a drive or a tool reports is not believed. What was there before must be gone, and all of the medium, or a representative
     sample of it, must read back as zeros, past the kernel's caches.
   - Interrupted, it goes on where it was when it is run again, and then reads everything back. Until then there is no certificate.
+    After a failure it begins anew, and nothing that was seen before counts.
   - Start, end, failure and progress go to the journal under C(bulwark-media), and into the register of media.
 author:
   - Bulwark contributors (@bulwark)
@@ -257,24 +259,28 @@ def now() -> str:
 def abilities(facts: dict) -> tuple[dict[str, str], dict]:
     """Return ({method: "" or why not}, {payloads, luks, hidden}) of a medium, by asking it."""
     able = {"overwrite": "", "discard": "" if facts["discards"] else "the medium takes no discards"}
-    more: dict = {"payloads": [], "luks": [], "hidden": 0}
+    more: dict = {"payloads": [], "luks": [], "hidden": ""}
     if facts["transport"] == "nvme":
         controller = re.sub(r"n\d+$", "", facts["path"])
         name = os.path.basename(controller)
         spaces = [place for place in glob.glob(f"/sys/class/nvme/{name}/{name}*")
                   if re.fullmatch(rf"{name}(c\d+)?n\d+", os.path.basename(place))]  # fmt: skip
         try:
+            own = block_devices.text(f"/sys/class/nvme/{name}/serial")  # udev writes another character for some
+            if re.sub(r"[\W_]", "", own) != re.sub(r"[\W_]", "", facts["serial"]):
+                raise ValueError(f"{controller} is not the controller of {facts['path']}")
             told = json.loads(block_devices.run(["nvme", "id-ctrl", controller, "--output-format=json"]))
             able.update(media.nvme_capabilities(told, len(spaces)))
         except (DeviceError, ValueError) as exc:
             able.update(dict.fromkeys((name for name in media.METHODS if name.startswith("nvme_")), str(exc)))
-    if facts["transport"] in ("sata", "ata"):
+    # Behind a controller for SAS, a drive of ATA has another transport, and gives itself away by its vendor.
+    if facts["transport"] in ("sata", "ata") or block_devices.text(f"/sys/block/{facts['name']}/device/vendor").strip() == "ATA":
         try:
             able.update(media.ata_capabilities(block_devices.run(["hdparm", "-I", facts["path"]])))
+            more["hidden"] = hidden(facts["path"])
         except DeviceError as exc:
             able.update(dict.fromkeys((name for name in media.METHODS if name.startswith("ata_")), str(exc)))
-        with contextlib.suppress(DeviceError):  # a drive that does not know the question hides nothing
-            more["hidden"] = media.hidden_sectors(block_devices.run(["hdparm", "-N", facts["path"]]))
+            more["hidden"] = f"the drive cannot be asked whether it hides sectors: {exc}"
     for signature in facts["signatures"]:
         if signature["type"] == "crypto_LUKS" and f"/dev/{signature['name']}" not in more["luks"]:
             path = f"/dev/{signature['name']}"
@@ -287,6 +293,17 @@ def abilities(facts: dict) -> tuple[dict[str, str], dict]:
             except (DeviceError, MediaError, OSError, ValueError) as exc:
                 able["crypto_erase"] = str(exc)
     return able, more
+
+
+def hidden(path: str) -> str:
+    """Return what is wrong if a drive of ATA hides sectors. One that does not know a question hides nothing in that way."""
+    said = {}
+    for question in ("-N", "--dco-identify"):
+        with contextlib.suppress(DeviceError):
+            said[question] = block_devices.run(["hdparm", question, path])
+    number = media.hidden_sectors(said.get("-N", ""), said.get("--dco-identify", ""))
+    where = "hdparm -N, hdparm --dco-identify"
+    return f"the drive hides {number} sectors ({where}); make them visible first, or they are not sanitised" if number else ""
 
 
 def place_of(name: str, facts: dict) -> tuple[int, int]:
@@ -304,14 +321,27 @@ def speaks_against(params: dict, facts: dict, more: dict, category: str) -> list
     """Return everything that speaks against touching a medium."""
     found = block_devices.objections(facts, {key: params[key] for key in ("model", "serial", "size")})
     if more["hidden"]:
-        found.append(f"the drive hides {more['hidden']} sectors (hdparm -N); make them visible first, or they are not sanitised")
+        found.append(more["hidden"])
     found += media.retention_objections(params["retention_cleared_by"], params["retention_cleared_on"], now()[:10])
     if category:
         found += media.disposition_objections(params["classification"], category, params["disposition"])
+    found += outranked(params, facts)
     names = [(params[role] or {}).get("name") or "" for role in ("performed_by", "validated_by")]
     if not all(names) or names[0] == names[1]:
         found.append("performed_by and validated_by must name two people: a certificate has two signers (UMDNJ-I-2)")
     return found
+
+
+def outranked(params: dict, facts: dict) -> list[str]:
+    """Return what is wrong with the class that is given, where the register knows another."""
+    medium, classes = media_register.medium_name(facts), ("low", "moderate", "high")
+    try:
+        known = media_register.states(media_register.examine(media_register.load(params["directory"]))[0]).get(medium, {})
+    except (RegisterError, KeyError) as exc:
+        return [f"the register cannot be asked: {exc}"]
+    if known.get("class") not in classes or classes.index(known["class"]) <= classes.index(params["classification"]):
+        return []
+    return [f"UMDNJ-I-1: the register knows it as of class {known['class']}, and classification is {params['classification']}"]
 
 
 def vendor(facts: dict) -> str:
@@ -339,6 +369,8 @@ class Work:
         }  # fmt: skip
         if resumed:
             self.job["interruptions"] += 1
+            if self.job.pop("failed", False):  # nothing that was known then counts: the medium may have been used since
+                self.job.update(method=plan["method"], plan=plan, witnesses=None, step=0, done=0)
             for step in plan["steps"]:  # nobody knows what happened to it in between
                 if step["do"] == "verify":
                     step["extent"] = "full"
@@ -408,21 +440,31 @@ class Work:
             self.wait(step["wait"])
 
     def pending(self, kind: str) -> bool:
-        """Return whether a drive is still at a sanitize of its own. Raises DeviceLies if its last one failed."""
+        """Return whether a drive is still at a sanitize of its own."""
+        said = self.status(kind)
+        return said[2] & 7 == 2 if kind == "nvme" else b"In Process" in said
+
+    def status(self, kind: str) -> bytes:
+        """Return what a drive says of its last sanitize. Raises DeviceLies, DeviceError."""
         if kind == "ata":
-            text = block_devices.run(["hdparm", "--sanitize-status", self.facts["path"]])
-            return "In Process" in text
+            return block_devices.run(["hdparm", "--sanitize-status", self.facts["path"]]).encode()
         controller = re.sub(r"n\d+$", "", self.facts["path"])
         done = subprocess.run(["nvme", "sanitize-log", controller, "--raw-binary"], check=False, stdin=subprocess.DEVNULL,
                               capture_output=True, env=block_devices.ENVIRONMENT, cwd="/")  # fmt: skip
         if done.returncode or len(done.stdout) < 4:
             raise DeviceLies(f"nvme sanitize-log {controller}: exit {done.returncode}, {len(done.stdout)} bytes")
-        return done.stdout[2] & 7 == 2
+        return done.stdout
 
     def wait(self, kind: str) -> None:
-        """Wait until a drive's own sanitize has ended."""
+        """Wait until a drive's own sanitize has ended. Raises DeviceLies if the drive does not say that it succeeded.
+
+        Cells that cannot be addressed cannot be read back, so that is what a purge rests on.
+        """
         while self.pending(kind):
             time.sleep(2)
+        said = media.sanitize_objection(kind, self.status(kind))
+        if said:
+            raise DeviceLies(f"the drive does not say that its sanitize succeeded: {said}")
 
     def changed(self, descriptor: int) -> None:
         """See that what was there is gone. Raises DeviceLies."""
@@ -485,8 +527,8 @@ class Work:
             stream.write(f"100 ended: {how}\n")
 
     def failed(self, why: str) -> None:
-        """Record that it failed; the next try begins at the start."""
-        self.job.update(step=0, done=0)
+        """Record that it failed; the next try begins at the start, and looks at everything anew."""
+        self.job.update(step=0, done=0, failed=True)
         self.save()
         media_register.append(
             self.directory, [{"event": "failed", "medium": self.medium, "by": self.params["performed_by"]["name"], "reason": why}]
@@ -507,6 +549,11 @@ def write(path: str, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(fresh, path)
+    handle = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)  # the register is about to name it
+    finally:
+        os.close(handle)
 
 
 def tools(plan: dict, module: AnsibleModule) -> list[str]:
@@ -566,12 +613,14 @@ def person(given: dict) -> dict:
 
 
 def unfinished(params: dict, facts: dict, kind: str) -> dict | None:
-    """Return the work that was begun on a medium, if it is of use for what is wanted now."""
+    """Return the work that was begun on a medium, if it is of use for what is wanted now, or failed."""
     try:
         with open(os.path.join(params["directory"], "jobs", f"{media.key_of(facts)}.json"), encoding="utf-8") as stream:
             job = json.load(stream)
     except FileNotFoundError:
         return None
+    if job.get("failed"):
+        return job
     reached = media.category_of(job["method"], kind, params["encrypted_before_data"])
     fits = params["method"] in ("auto", job["method"]) and (reached == "purge" or params["category"] == "clear")
     return job if fits else None
@@ -581,9 +630,10 @@ def make_plan(params: dict, facts: dict, able: dict, more: dict, kind: str) -> t
     """Return (what is to be done, the unfinished work that this takes up). Raises MediaError.
 
     What was begun goes on as it was planned: its LUKS header, say, can no longer be seen. Only names of devices may be others.
+    What failed is planned anew, or it would rest on what was on the medium then.
     """
     job = unfinished(params, facts, kind)
-    if job:
+    if job and not job.get("failed"):
         plan = job["plan"]
         luks = [facts["path"] + suffix for suffix in plan["luks"]]
         plan["category"] = media.category_of(plan["method"], kind, params["encrypted_before_data"])
@@ -604,7 +654,7 @@ def sanitise(module: AnsibleModule, facts: dict, plan: dict, job: dict | None) -
     try:
         # Now that nobody else can come in: is it still what it was when it was looked at?
         again = block_devices.look(facts["path"], claim=False)
-        found = speaks_against(module.params, again, {"hidden": 0}, plan["category"])
+        found = speaks_against(module.params, again, {"hidden": ""}, plan["category"])
         about = os.fstat(descriptor)
         same = (
             f"{os.major(about.st_rdev)}:{os.minor(about.st_rdev)}" == again["device"]
@@ -704,6 +754,8 @@ def main() -> None:
     try:
         done = sanitise(module, facts, plan, job)
     except (DeviceLies, DeviceError, MediaError, RegisterError, OSError) as exc:
+        with contextlib.suppress(OSError), open(result["progress"], "w", encoding="utf-8") as stream:
+            stream.write(f"100 ended: failed: {exc}\n")  # whoever follows would wait for ever
         module.fail_json(msg=f"NOT SANITISED, no certificate: {exc}", **result)
     module.exit_json(changed=True, msg=f"Sanitised: {plan['category']} by {plan['method']}", **result, **done)
 

@@ -97,7 +97,7 @@ def test_an_empty_disk_becomes_a_volume_that_comes_back(encrypted, host):
 
 def test_nothing_can_be_read_on_the_outside(encrypted, host):
     """The raw image of the disk shows a LUKS header and nothing of what is written."""
-    host.out("sync; echo 3 >/proc/sys/vm/drop_caches")
+    host.out(f"yes {CANARY.decode()} | head -c 4000000 >/srv/records/canary; sync; grep -q CANARY /srv/records/canary")
     raw = encrypted.images[host.name, "DATA1"].read_bytes()
     assert raw.startswith(b"LUKS\xba\xbe\x00\x02")
     assert CANARY not in raw
@@ -129,7 +129,7 @@ def test_a_custodian_alone_opens_the_volume(encrypted, host):
     try:
         for who in ("one", "two"):
             host.out(f"age -d -i /root/{who}.key /root/records.age | cryptsetup open --key-file - {path} records")
-            host.out("mount /dev/mapper/records /mnt && grep -q CANARY /mnt/file; umount /mnt; cryptsetup close records")
+            host.out("mount /dev/mapper/records /mnt && grep -q CANARY /mnt/file && umount /mnt && cryptsetup close records")
         host.out("age-keygen -o /root/stranger.key 2>/dev/null")
         assert host.run("age -d -i /root/stranger.key /root/records.age").returncode
         assert host.run("systemctl start srv-records.mount").returncode, "without a key it stays closed"
@@ -180,7 +180,7 @@ PARTITION = (
 # What is done to the disk that is empty otherwise, how it is undone, and what the refusal must say.
 OCCUPIED = {
     "a filesystem": ("mkfs.ext4 -q $D", "wipefs -aq $D", "there is something on"),
-    "a partition": (f"{PARTITION}; blockdev --rereadpt $D", "wipefs -aq $D", "it has partitions"),
+    "a partition": (f"{PARTITION}; udevadm settle; blockdev --rereadpt $D", "wipefs -aq $D", "it has partitions"),
     "data of no known kind": ("echo x | dd of=$D bs=1 seek=40000000 conv=fsync,notrunc status=none", "true", "not empty"),
     "an open program": ("sleep 600 <$D >/dev/null 2>&1 & echo $! >/root/sleeper", "kill $(cat /root/sleeper)", "is open in pid"),
     "a line in fstab": ("echo $D /srv/x ext4 noauto 0 0 >>/etc/fstab", "sed -i '$d' /etc/fstab", "the system expects it"),
@@ -198,7 +198,7 @@ def test_a_disk_that_is_not_meant_is_never_touched(encrypted, host, name):
     assert ("no disk is of model" if name == "nothing" else "there is something on") in refused
     assert contents(encrypted, host, serial) == before
     if name == "PLAIN1":
-        host.out(f"mount -o ro {disk(host, 'PLAIN1')} /mnt && grep -q precious /mnt/file; umount /mnt")
+        host.out(f"mount -o ro {disk(host, 'PLAIN1')} /mnt && grep -q precious /mnt/file && umount /mnt")
 
 
 @pytest.mark.parametrize("what", OCCUPIED)
@@ -214,7 +214,7 @@ def test_a_disk_that_holds_anything_is_never_touched(encrypted, host, what):
         assert contents(encrypted, host, "OTHER1") == before
         assert host.run(f"test -e {KEYS}/taken.key").returncode, "not even a key was made"
     finally:
-        host.out(f"D={path}; {undo}; blkdiscard -f -z $D; udevadm settle")
+        host.out(f"D={path}; {undo}; blkdiscard -f -z $D; udevadm settle; blockdev --rereadpt $D; udevadm settle")
 
 
 def contents(devices, host, serial: str) -> str:

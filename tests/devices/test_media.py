@@ -34,14 +34,15 @@ SERIALS = {
     "data": "DATA0006",
     "broken": "BROKEN07",
 }
+# The guest's own disk takes the first free place, and the first place is /dev/vda: those here stay away from it (addr, in hex).
 FRONTS = {
-    "virtio": "virtio-blk-pci,drive=d-virtio,serial=VBLK0001",
+    "virtio": "virtio-blk-pci,addr=10,drive=d-virtio,serial=VBLK0001",
     "scsi": "scsi-hd,bus=scsi0.0,drive=d-scsi,serial=SCSI0002,vendor=EXAMPLE,product=MAGNETIC,rotation_rate=7200",
     "nvme": "nvme,drive=d-nvme,serial=NVME0003",
     "sata": "ide-hd,bus=ide.0,drive=d-sata,serial=SATA0004,model=SOLIDSTATE,rotation_rate=1",
-    "slow": "virtio-blk-pci,drive=d-slow,serial=SLOW0005",
-    "data": "virtio-blk-pci,drive=d-data,serial=DATA0006",
-    "broken": "virtio-blk-pci,drive=d-broken,serial=BROKEN07",
+    "slow": "virtio-blk-pci,addr=11,drive=d-slow,serial=SLOW0005",
+    "data": "virtio-blk-pci,addr=12,drive=d-data,serial=DATA0006",
+    "broken": "virtio-blk-pci,addr=13,drive=d-broken,serial=BROKEN07",
 }
 BACKS = {
     "slow": "file=IMAGE,throttling.bps-total=4000000",
@@ -53,7 +54,7 @@ BASIC = {
     "retention_cleared_on": "2026-01-02", "property_number": "M-0001", "source": "ward-3", "backed_up": "yes",
     "performed_by": {"name": "Example Person", "title": "Technician"}, "validated_by": {"name": "Example Colleague"},
 }  # fmt: skip
-MKFS = "mkfs.ext4 -qF -E lazy_itable_init=0,lazy_journal_init=0"
+MKFS = "mkfs.ext4 -qF -E nodiscard,lazy_itable_init=0,lazy_journal_init=0"  # or nothing would be left to look for
 LUKS = "cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file /root/key"
 # mbr.py DEVICE SECTORS: two partitions, the first so long, the second the rest. There is no partitioning tool in the image.
 MBR = """
@@ -70,7 +71,7 @@ HDPARM = r"""cat >/usr/local/sbin/hdparm <<'END'
 #!/bin/sh
 case "$*" in
 *-I*) printf 'ATA device\nCommands/features:\n\t   *\tSANITIZE feature set\n\t   *\tBLOCK_ERASE_EXT command\n' ;;
-*--sanitize-status*) echo 'State:    SD0  Sanitize Idle' ;;
+*--sanitize-status*) printf 'State:    SD0 Sanitize Idle\nLast Sanitize Operation Completed Without Error\n' ;;
 *--sanitize-block-erase*) DEED ;;
 -V) echo 'hdparm v0 (stands for a drive)' ;;
 esac
@@ -78,6 +79,8 @@ END
 chmod +x /usr/local/sbin/hdparm
 """
 NO_HDPARM = "rm /usr/local/sbin/hdparm"
+# Whoever looks at the disk at this moment (udev) keeps the kernel from taking up a new table of partitions.
+PARTED = "python3 /root/mbr.py $R 32768; udevadm settle; blockdev --rereadpt $R; udevadm settle"
 NVME = r"""cat >/usr/local/sbin/nvme <<'END'
 #!/bin/sh
 case "$1" in
@@ -103,10 +106,10 @@ METHODS = [
     case("nvme-format", "nvme", method="nvme_format"),
     case("scsi-filesystem", "scsi", f"{MKFS} $D; mount $D /mnt; yes DISK-CANARY-7f3c9a- | head -c 9000000 >/mnt/f; umount /mnt"),
     case("virtio-sample", "virtio", verification="sample"),
-    case("sata-partitions", "sata", f"python3 /root/mbr.py $R 32768; blockdev --rereadpt $R; udevadm settle; {MKFS} ${{R}}1"),
+    case("sata-partitions", "sata", f"{PARTED}; {MKFS} ${{R}}1"),
     case("sata-purge", "sata", HDPARM.replace("DEED", 'shift 2; exec /usr/sbin/blkdiscard -f -z "$@"'), NO_HDPARM,
          category="purge", disposition="reuse_external", destination="Example charity"),
-    case("luks-partition", "sata", f"python3 /root/mbr.py $R 32768; blockdev --rereadpt $R; udevadm settle; {LUKS} ${{R}}2; "
+    case("luks-partition", "sata", f"{PARTED}; {LUKS} ${{R}}2; "
          "yes DISK-CANARY-7f3c9a- | dd of=${R}1 bs=1M iflag=fullblock oflag=direct count=16 status=none",
          "cryptsetup isLuks ${R}2 && echo STILL-LUKS", fill="blank", method="crypto_erase"),
 ]  # fmt: skip
@@ -120,18 +123,19 @@ CRYPTO = case(
 HOLD = "systemd-run -q --collect --unit=holder"
 VG = "pvcreate -ffyq $R; vgcreate -q v1 $R; lvcreate -qy -Wn -L 20M -n l1 v1"
 MD = "mdadm --create /dev/md7 --run --force --level=1 --raid-devices=1 $R"
+NO_MD = "mdadm --stop /dev/md7; udevadm settle; mdadm --stop /dev/md*; mdadm --zero-superblock $R"  # udev may start it again
 # What must not be wiped, and what the refusal says.
 REFUSED = [
     (case("mounted", "scsi", f"{MKFS} $R; mount $R /mnt", "umount /mnt"), "is mounted at /mnt"),
-    (case("mounted-partition", "scsi", f"python3 /root/mbr.py $R 32768; blockdev --rereadpt $R; udevadm settle; {MKFS} ${{R}}1; "
-          "mount ${R}1 /mnt", "umount /mnt; wipefs -qa $R; blockdev --rereadpt $R"), "is mounted at /mnt"),
+    (case("mounted-partition", "scsi", f"{PARTED}; {MKFS} ${{R}}1; mount ${{R}}1 /mnt",
+          "umount /mnt; wipefs -qa $R; udevadm settle; blockdev --rereadpt $R"), "is mounted at /mnt"),
     (case("other-namespace", "scsi", f"{MKFS} $R; {HOLD} unshare -m sh -c \"mount $R /mnt && exec sleep 900\"; sleep 4",
           "systemctl stop holder"), "somebody holds it"),
     (case("swap", "scsi", "mkswap -q $R; swapon $R", "swapoff $R"), "used as swap"),
     (case("lvm-active", "scsi", VG, "vgremove -ffqy v1; pvremove -ffqy $R"), "held by"),
     (case("lvm-inactive", "scsi", f"{VG}; vgchange -q -an v1", "vgremove -ffqy v1; pvremove -ffqy $R"), "volume group"),
-    (case("md", "scsi", MD, "mdadm --stop /dev/md7; mdadm --zero-superblock $R"), "held by md7"),
-    (case("md-stopped", "scsi", f"{MD}; mdadm --stop /dev/md7", "mdadm --stop /dev/md*; mdadm --zero-superblock $R"), "array"),
+    (case("md", "scsi", MD, NO_MD), "held by md7"),
+    (case("md-stopped", "scsi", f"{MD}; mdadm --stop /dev/md7", NO_MD), "array"),
     (case("device-mapper", "scsi", "echo \"0 2048 linear $R 0\" | dmsetup create held", "dmsetup remove held"), "held by held"),
     (case("luks-open", "scsi", f"{LUKS} $R; cryptsetup open --key-file /root/key $R c1", "cryptsetup close c1; wipefs -qa $R"),
      "held by c1"),
@@ -156,7 +160,7 @@ REFUSED = [
 # Devices and tools that lie or fail, and what is said.
 NO_FAKE = "modprobe -r scsi_debug"
 FAKE = (
-    "modprobe -qr scsi_debug; modprobe scsi_debug dev_size_mb=64 delay=0 MORE; udevadm settle; "
+    "modprobe -qr scsi_debug || true; modprobe scsi_debug dev_size_mb=64 delay=0 MORE; udevadm settle; "
     "ln -sfn /dev/$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block) $D"
 )
 STILL = "still hold what they held"
@@ -307,7 +311,9 @@ def test_what_must_not_be_wiped_is_refused(wiping, name, one, word):
     assert word in found["tried"]["msg"], found["tried"]["msg"]
     assert "certificate" not in found["tried"]
     if one["disk"] != "system":
-        assert found["after"]["canaries"] == found["before"]["canaries"] > 10000, "nothing of it was touched"
+        # Taking a volume group away, as is done before the second look, writes some sectors of its own.
+        assert found["before"]["canaries"] > 10000
+        assert 0 <= found["before"]["canaries"] - found["after"]["canaries"] < 64, "nothing of it was touched"
 
 
 def test_without_the_words_nothing_happens(wiping, name):

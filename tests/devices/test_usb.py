@@ -126,15 +126,15 @@ def test_a_permitted_encrypted_stick_works(guarded, host):
     host.out(f"udevadm settle; cryptsetup luksFormat -q {LUKS} /dev/{name}")
     wait(host, "event=accepted", 'content="crypto_LUKS"')
     host.out(f"cryptsetup open --key-file /root/stick.key /dev/{name} stick && mkfs.ext4 -q /dev/mapper/stick && "
-             f"mount /dev/mapper/stick /mnt && yes {CANARY.decode()} | head -c 2000000 >/mnt/file; "
-             "umount /mnt && cryptsetup close stick; sync")  # fmt: skip
+             f"mount /dev/mapper/stick /mnt && yes {CANARY.decode()} | head -c 2000000 >/mnt/file && "
+             "umount /mnt && cryptsetup close stick && sync")  # fmt: skip
     guarded.unplug(host, "PERMITTED1")
     raw = image.read_bytes()
     assert raw.startswith(b"LUKS") and CANARY not in raw
     guarded.plug(host, image, "PERMITTED1")
     (name,) = guests.until(lambda: sticks(host), 60, f"{host.name}: the permitted stick is there again")
     opened = f"cryptsetup open --key-file /root/stick.key /dev/{name} stick && mount /dev/mapper/stick /mnt"
-    assert host.out(f"{opened} && grep -c CANARY /mnt/file; umount /mnt; cryptsetup close stick") != "0"
+    host.out(f"{opened} && grep -q CANARY /mnt/file && umount /mnt && cryptsetup close stick")
     assert set(guarded.statuses("removable_media", host.name).values()) == {"pass"}
     guarded.unplug(host, "PERMITTED1")
 

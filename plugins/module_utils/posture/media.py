@@ -45,7 +45,8 @@ def collect() -> dict:
     overdue       what should be sanitised, destroyed or ended by now, in words
     uncertified   media said to be sanitised without a whole, unaltered certificate, in words
     misused       media that went where their class or certificate forbids, in words
-    exports       {expired: [paths past their time that are still there], open: [declared places others may write beside]}
+    exports       {expired: [paths past their time that are still there], loose: [declared places that are
+                  links, or that somebody may put another in the place of]}
     timer         {active, at_boot, last: how the keeper's last run ended}
     """
     settings = load(register.SETTINGS)
@@ -150,7 +151,9 @@ def exports(directory: str, declared: list[dict]) -> dict:
     loose = []
     for export in declared:
         place = os.path.dirname(export["path"])
-        if os.path.isdir(place):
+        if os.path.islink(export["path"]):
+            loose.append(export["path"])
+        elif os.path.isdir(place):
             mode = os.stat(place).st_mode
             if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
                 loose.append(export["path"])

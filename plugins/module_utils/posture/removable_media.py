@@ -37,7 +37,7 @@ KINDS = {  # as in roles/removable_media/vars/main.yml
     "thunderbolt": ("thunderbolt",),
     "card": ("mmc_block", "ms_block", "mspro_block"),
 }
-RULE = re.compile(r'(?:\d+: )?(allow|block|reject)\b(?: (?:id )?([0-9a-fA-F*]{1,4}:[0-9a-fA-F*]{1,4}))?(.*)')
+RULE = re.compile(r"(?:\d+: )?(allow|block|reject)\b(?: (?:id )?([0-9a-fA-F*]{1,4}:[0-9a-fA-F*]{1,4}))?(.*)")
 INTERFACES = re.compile(r"with-interface (?:([a-z-]+) )?(?:\{ ([^}]*?) ?\}|([0-9a-f]{2}:[0-9a-f*]{1,2}:[0-9a-f*]{1,2}))")
 SERIAL = re.compile(r'(?<!\S)serial "((?:[^"\\]|\\.)*)"')
 # Devices that nobody permitted. A stick that says it is a keyboard, too, types commands.
@@ -56,15 +56,18 @@ def collect() -> dict:
 
     today       the host's date; packages: ["usbguard"] if it is installed; before: those before the role came, None unless it did
     usb         {here: the kernel has USB and this host may control it, closed: new devices wait for a permission,
-                present: [{id, product, classes}] of devices that are plugged in and can be used}
+                present: [{id, product, classes, input}] of devices that are plugged in and can be used; input: somebody types
+                or points with it, or with something behind it (a hub)}
     usbguard    {active, at_boot, settings, source: "daemon" or the file that the rules are from}
     rules       [{target, id, serial, interfaces, operator, else}]
     verdicts    what becomes of devices nobody permitted, by kind: allow, block or reject
-    permitted   [{id, serial}] storage that the rules allow, sorted; permits: what the gate would let through today
+    permitted   [{id, serial}] storage that the rules allow, sorted, the serial number empty where any will do; permits: what the
+                gate would let through today
     modules     {module: "refused", "gate" or "loadable"} for USB storage; kinds: {kind: whether any of its modules can be loaded}
     loaded      storage modules that are in the kernel
     udev        {disk, seen}: the gate is asked; gate: what it says of a plain file system, and of a blank device
-    attached    [{name, id, serial, content, permitted}] USB storage that is plugged in; content: luks, blank, or what it holds
+    attached    [{name, id, serial, content, permitted, used}] USB storage that is plugged in; content: luks, blank, or what it
+                holds; used: mounted, swapped to, or under something else
     sweep       whether the timer that ends permissions is active
     files       owner and mode of what decides all this
     """
@@ -91,7 +94,7 @@ def collect() -> dict:
         implicit = data["usbguard"]["settings"].get("ImplicitPolicyTarget", "block") if data["usbguard"]["installed"] else "allow"
         strangers = {name: {"id": "ffff:ffff", "serial": "?", "interfaces": faces} for name, faces in STRANGERS.items()}
         data["verdicts"] = {name: verdict(data["rules"], device, implicit) for name, device in strangers.items()}
-        data["permitted"] = identities([rule for rule in data["rules"] if rule["target"] == "allow" and rule["serial"]])
+        data["permitted"] = identities([rule for rule in data["rules"] if rule["target"] == "allow" and lets_in(rule)])
     except (CannotObserve, KeyError) as exc:
         for key in ("rules", "verdicts", "permitted"):
             unobserved[key] = str(exc)
@@ -121,14 +124,19 @@ def usb() -> dict:
 
 
 def present() -> list[dict]:
-    """Return {id, product, classes} of the USB devices that can be used; the classes are those of their interfaces."""
+    """Return {id, product, classes, input} of the USB devices that can be used; the classes are those of their interfaces."""
     found = []
+    inputs = {path.split("/")[-2] for path in glob.glob(f"{USB}/*:*/bInterfaceClass") if read(path).strip() == "03"}
     for place in sorted(os.path.dirname(path) for path in glob.glob(f"{USB}/*/idVendor")):
         faces = glob.glob(f"{place}/{os.path.basename(place)}:*/bInterfaceClass")
         about = {name: read(f"{place}/{name}").strip() if os.path.exists(f"{place}/{name}") else "" for name in
                  ("idVendor", "idProduct", "product")}  # fmt: skip
         classes = sorted({read(path).strip() for path in faces})
-        found.append({"id": f"{about['idVendor']}:{about['idProduct']}", "product": about["product"], "classes": classes})
+        name = os.path.basename(place)
+        found.append({
+            "id": f"{about['idVendor']}:{about['idProduct']}", "product": about["product"], "classes": classes,
+            "input": any(one.startswith((f"{name}:", f"{name}.")) for one in inputs),
+        })  # fmt: skip
     return found
 
 
@@ -201,8 +209,10 @@ def applies(rule: dict, device: dict) -> bool:
         "all-of": lambda: all(any(fits(face, pattern) for face in faces) for pattern in patterns),
         "none-of": lambda: not any(fits(face, pattern) for face in faces for pattern in patterns),
         "match-all": lambda: all(any(fits(face, pattern) for pattern in patterns) for face in faces),
-        "equals": lambda: all(any(fits(face, pattern) for pattern in patterns) for face in faces)
-        and all(any(fits(face, pattern) for face in faces) for pattern in patterns),
+        "equals": lambda: (
+            all(any(fits(face, pattern) for pattern in patterns) for face in faces)
+            and all(any(fits(face, pattern) for face in faces) for pattern in patterns)
+        ),
     }
     allowing = rule["target"] == "allow"
     fitting = operators.get(rule["operator"], lambda: allowing)()
@@ -212,6 +222,14 @@ def applies(rule: dict, device: dict) -> bool:
 def verdict(rules: list[dict], device: dict, implicit: str) -> str:
     """Return what becomes of a device ({id, serial, interfaces}): the first rule that fits decides."""
     return next((rule["target"] for rule in rules if applies(rule, device)), implicit)
+
+
+def lets_in(rule: dict) -> bool:
+    """Return whether an allowing rule is about storage by its number: by serial number, or all devices of one make."""
+    makes = [
+        {"id": rule["id"], "serial": rule["serial"], "interfaces": STRANGERS[kind]} for kind in ("stick", "fast_stick", "phone")
+    ]
+    return bool(rule["serial"]) or bool(rule["id"] and any(applies(rule, device) for device in makes))
 
 
 def identities(devices: list[dict]) -> list[dict]:
@@ -298,9 +316,18 @@ def attached() -> list[dict]:
         kind = known.get("ID_FS_TYPE") or known.get("ID_FS_USAGE", "")
         serial = read(f"{place}/serial").strip() if os.path.exists(f"{place}/serial") else ""
         device = {"id": f"{read(f'{place}/idVendor').strip()}:{read(f'{place}/idProduct').strip()}", "serial": serial}
-        content = {"crypto_LUKS": "luks", "": "blank"}.get(kind, kind)
-        found.append({"name": os.path.basename(block), **device, "content": content, "permitted": device in permits})
+        content = {"crypto_LUKS": "luks", "": "several" if known.get("ID_FS_AMBIVALENT") else "blank"}.get(kind, kind)
+        found.append({"name": os.path.basename(block), **device, "content": content, "permitted": device in permits,
+                      "used": used(block, read("/proc/self/mountinfo"), read("/proc/swaps"))})  # fmt: skip
     return found
+
+
+def used(block: str, mounts: str, swaps: str) -> bool:
+    """Return whether a block device (a directory of /sys) is in use, given the kernel's tables of mounts and swap."""
+    number = read(f"{block}/dev").strip()
+    mounted = any(line.split()[2] == number for line in mounts.splitlines())
+    swapped = any(line.split()[0] == f"/dev/{os.path.basename(block)}" for line in swaps.splitlines()[1:])
+    return mounted or swapped or bool(glob.glob(f"{block}/holders/*"))
 
 
 def sweep() -> bool:

@@ -26,7 +26,7 @@ def facts(tree=None, **more):
     """Return what look() would, of an idle disk but for what is given."""
     found = module.describe(tree or node("sdb"), tree or node("sdb"))
     found["system"] = any(mount["at"] in module.SYSTEM_MOUNTS for mount in found["mounts"])
-    return {**found, "signatures": [], "loops": [], "opened": [], "expected": [], "claimed": False, **more}
+    return {**found, "signatures": [], "loops": [], "twins": [], "opened": [], "expected": [], "claimed": False, **more}
 
 
 def signature(kind, name="sdb"):
@@ -49,6 +49,7 @@ def test_an_idle_disk_that_is_meant_may_be_touched():
         (facts(signatures=[signature("LVM2_member")]), ["belongs to a volume group", "active or not"]),
         (facts(signatures=[signature("linux_raid_member", "sdb2")]), ["sdb2 belongs to an array"]),
         (facts(loops=["loop5"]), ["behind loop5"]),
+        (facts(twins=["sdc"]), ["sdc has the same model, serial number and size"]),
         (facts(opened=["pid 7 (qemu)"]), ["open in pid 7 (qemu)"]),
         (facts(expected=["/etc/fstab: UUID=1 /srv ext4"]), ["the system expects it: /etc/fstab"]),
         (facts(claimed=True), ["somebody holds it"]),
@@ -91,6 +92,14 @@ def test_model_and_serial_of_virtio():
     tree = node("vda", model=None, tran=None, serial=" V1 ")
     found = module.describe(tree, tree)
     assert (found["model"], found["serial"], found["transport"]) == ("virtio", "V1", "virtio")
+
+
+def test_another_path_to_the_same_disk_is_seen():
+    disk = node("sdb")
+    others = [node("sdb"), node("sdc"), node("sdd", serial="EX2"), node("sde", size=1 << 21), node("sr0", "rom")]
+    assert module.twins(disk, others) == ["sdc"]
+    nameless = node("sdb", serial=None)
+    assert module.twins(nameless, [nameless, node("sdc", serial=None)]) == []
 
 
 def test_a_partition_has_its_disks_identity():

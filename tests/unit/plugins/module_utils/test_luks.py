@@ -35,7 +35,7 @@ def facts(place, *signatures: tuple[str, str], **more: object) -> dict:
     found = [{"name": "sdx", "type": kind, "usage": "", "label": "", "uuid": uuid} for kind, uuid in signatures]
     seen = {"path": str(place / "disk"), "name": "sdx", "kind": "disk", "model": "M", "serial": "S1", "size": SIZE,
             "read_only": False, "system": False, "mounts": [], "holders": [], "above": [], "signatures": found, "loops": [],
-            "opened": [], "expected": [], "claimed": False}  # fmt: skip
+            "twins": [], "opened": [], "expected": [], "claimed": False}  # fmt: skip
     return {**seen, **more}
 
 
@@ -61,6 +61,29 @@ def test_what_is_ours_and_whole_is_left_alone(place):
 )
 def test_a_recovery_key_that_is_not_what_it_should_be_is_made_anew(place, recovery):
     assert luks.plan(facts(place, ("crypto_LUKS", UUID)), record(place, **recovery), WANTED) == ["seal"]
+
+
+def test_another_volume_of_the_same_name_is_not_formatted(place, monkeypatch):
+    ran = []
+    monkeypatch.setattr(luks, "run", lambda argv, **_more: ran.append(argv))
+    monkeypatch.setattr(luks, "mapped", lambda _name: "CRYPT-LUKS2-bbbbbbbb000050008000000000000001-records")
+    with pytest.raises(luks.LuksError, match="is another volume"):
+        luks.fill("/dev/sdx", WANTED)
+    assert [argv[1] for argv in ran] == ["open"], "neither formatted nor closed"
+
+
+def test_a_volume_of_our_own_is_filled(place, monkeypatch):
+    ran = []
+    monkeypatch.setattr(luks, "run", lambda argv, **_more: ran.append(argv))
+    monkeypatch.setattr(luks, "mapped", lambda _name: f"CRYPT-LUKS2-{UUID.replace('-', '')}-records")
+    monkeypatch.setattr(luks.block_devices, "signatures", lambda _path: [])
+    luks.fill("/dev/sdx", WANTED)
+    assert [argv[0] for argv in ran] == ["cryptsetup", "mkfs.ext4", "cryptsetup"]
+
+
+def test_a_device_that_is_held_keeps_its_number(place):
+    with luks.held("/dev/null") as number:
+        assert number == "1:3"
 
 
 def test_what_was_broken_off_is_taken_up(place):

@@ -93,6 +93,27 @@ def test_hidden_sectors_are_seen():
     assert module.hidden_sectors(" max sectors   = 1000/3000(3000?), HPA is enabled") == 2000
     assert module.hidden_sectors(" max sectors   = 3000/3000, HPA is disabled") == 0
     assert module.hidden_sectors("bad/missing sense data") == 0
+    same = " max sectors   = 3000/3000, HPA is disabled"
+    assert module.hidden_sectors(same, "DCO Revision: 0x0002\n\tReal max sectors: 3500\n") == 500
+    for nothing in ("\tReal max sectors: 3000\n", "\tReal max sectors: 1\n", "bad/missing sense data"):
+        assert module.hidden_sectors(same, nothing) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "word"),
+    [
+        ("nvme", b"\xff\xff\x01\x00", ""),
+        ("nvme", b"\xff\xff\x04\x01", ""),  # without deallocating
+        ("nvme", b"\xff\xff\x03\x00", "failed"),
+        ("nvme", b"\xff\xff\x00\x00", "never"),
+        ("ata", b"State:    SD0 Sanitize Idle\n    Last Sanitize Operation Completed Without Error\n", ""),
+        ("ata", b"State:    SD0 Sanitize Idle\n", "Idle"),
+        ("ata", b"State:    SD1 Sanitize Frozen\n", "Frozen"),
+        ("ata", b"", "nothing"),
+    ],
+)
+def test_a_sanitize_must_have_succeeded_by_the_drives_own_word(kind, said, word):
+    assert (word in module.sanitize_objection(kind, said)) if word else module.sanitize_objection(kind, said) == ""
 
 
 def test_where_ciphertext_lies():
@@ -101,6 +122,8 @@ def test_where_ciphertext_lies():
     assert module.luks_payload("Version:       \t1\nPayload offset:\t4096\n", 64 * MIB) == [2 * MIB, 64 * MIB]
     with pytest.raises(module.MediaError):
         module.luks_payload("something else", 64 * MIB)
+    with pytest.raises(module.MediaError, match="plain text"):
+        module.luks_payload(LUKS2.replace("aes-xts-plain64", "cipher_null-ecb"), 64 * MIB)
 
 
 def test_what_is_not_ciphertext_is_overwritten():
@@ -269,5 +292,6 @@ def test_kinds_of_media():
     assert module.medium_type(facts()) == "magnetic"
     assert module.medium_type(facts(rotational=False)) == "flash"
     assert module.medium_type(facts(transport="nvme")) == "flash"
+    assert module.medium_type(facts(transport="usb")) == "flash", "most sticks say that they rotate"
     for virtual in (facts(transport="virtio"), facts(model="QEMU HARDDISK"), facts(model="Virtual disk")):
         assert module.medium_type(virtual) == "virtual"

@@ -111,6 +111,24 @@ def test_states_follow_the_life_of_a_medium(place):
     module.append(place, [sanitised(sha256="cd"), {"event": "destroyed", "medium": NAME}])
     state = known(place)[NAME]
     assert (state["signers"], state["reused"], state["destroyed"]) == ([], False, True)
+    module.append(place, [{"event": "started", "medium": NAME, "class": "low"}])
+    assert known(place)[NAME]["sanitised"] is None, "what an older certificate says is over"
+
+
+def test_who_wipes_does_not_classify(place):
+    module.append(place, [{"event": "declared", "medium": NAME, "id": "M-1", "class": "high"}, sanitised()])
+    assert known(place)[NAME]["class"] == "high"
+    module.append(place, [{"event": "reclassified", "medium": NAME, "class": "low"}])
+    assert known(place)[NAME]["class"] == "low"
+
+
+def test_one_purge_is_good_for_one_more_use(place, capsys):
+    reuse = ["--directory", place, "add", "reused", "--medium", NAME, "--by", "Ann"]
+    module.append(place, [sanitised()])
+    assert module.main(reuse) == 0
+    assert module.main(reuse) == 2 and "sanitised anew" in capsys.readouterr().err
+    module.append(place, [sanitised(sha256="cd")])
+    assert module.main(reuse) == 0
 
 
 def test_by_hand_only_what_the_policy_allows(place, capsys):
@@ -243,6 +261,15 @@ def test_a_directory_exchanged_for_a_link_leads_nowhere(tmp_path, exports):
     with pytest.raises(OSError):
         module.delete_securely(f"{place}/deep/file", place)
     assert (tmp_path / "outside" / "file").read_text() == "precious"
+
+
+def test_a_declared_place_that_is_a_link_is_no_end(place, tmp_path, exports):
+    """The link would be taken away, the files behind it would stay, and all would look well."""
+    os.symlink(exports[0]["path"], tmp_path / "link")
+    declared = [{**exports[0], "path": str(tmp_path / "link")}, exports[0]]
+    gone, problems = module.expire(place, declared, now(exports) + 25 * 3600)
+    assert [entry["path"] for entry in gone] == [f"{exports[0]['path']}/a.csv"], "the other one ends"
+    assert "is a link" in problems[0] and os.path.islink(tmp_path / "link")
 
 
 def test_holes_are_not_filled(tmp_path):

@@ -49,7 +49,7 @@ class Disk:
             "serial": "EX1", "size": SIZE, "sector": 512, "physical_sector": 512, "transport": "sata",
             "rotational": True,
             "removable": False, "read_only": False, "discards": False, "above": [], "mounts": [], "holders": [], "signatures": [],
-            "loops": [], "opened": [], "expected": [], "claimed": False, "system": False,
+            "loops": [], "twins": [], "opened": [], "expected": [], "claimed": False, "system": False,
         }  # fmt: skip
 
     def content(self) -> bytes:
@@ -155,6 +155,17 @@ def test_refused_before_anything_changes(disk, seen, params, word):
     assert disk.content() == CANARY * (SIZE // 512) and not (disk.directory / "state").exists()
 
 
+@pytest.mark.parametrize(
+    ("known", "given", "refused"), [("high", "moderate", True), ("moderate", "moderate", False), ("low", "high", False)]
+)
+def test_the_class_that_the_register_knows_is_not_talked_down(disk, known, given, refused):
+    declared = {"event": "declared", "medium": "EXAMPLE EX1", "id": "M-1", "class": known, "location": "x", "custodian": "y"}
+    media_register.append(str(disk.directory / "state"), [declared])
+    failed, result = disk.sanitise(classification=given)
+    assert failed is refused and ("UMDNJ-I-1" in result["msg"]) is refused
+    assert (disk.content() == bytes(SIZE)) is not refused
+
+
 def test_a_disk_that_gets_used_at_the_last_moment_is_left(disk, monkeypatch):
     looks = []
 
@@ -236,6 +247,55 @@ def test_a_tool_is_not_believed(disk, monkeypatch, deed, word):
     assert failed and word in result["msg"] and result["msg"].startswith("NOT SANITISED")
     assert disk.register() == ["started", "failed"]
     assert "certificate" not in result and disk.content() == CANARY * (SIZE // 512)
+
+
+def test_a_try_after_a_failure_rests_on_nothing_of_before(disk, monkeypatch):
+    """The medium was used in between: a tool that lies now must not profit from what it was seen to do then."""
+    disk.able["discard"] = ""
+    steps = media.steps_of
+    deeds = [["dd", "if=/dev/zero", f"of={disk.path}", "bs=1M", "count=6", "conv=notrunc", "status=none"], ["true"]]
+
+    def with_deed(*arguments):
+        made = steps(*arguments)
+        made[0]["argv"] = deeds[0]
+        return made
+
+    def unreadable(*_arguments):
+        raise media_device.DeviceLies("read error at byte 0")
+
+    monkeypatch.setattr(media, "steps_of", with_deed)
+    for tool in ("dd", "true"):
+        monkeypatch.setitem(module.VERSIONS, tool, ["true"])
+    with monkeypatch.context() as patch:
+        patch.setattr(media_device, "verify", unreadable)
+        assert disk.sanitise(method="discard")[0]
+    with open(disk.path, "wb") as stream:
+        stream.write(b"OTHER".ljust(512, b"\x5a") * (SIZE // 512))
+    deeds.pop(0)
+    failed, result = disk.sanitise(method="discard")
+    assert failed and "still hold what they held" in result["msg"], result["msg"]
+
+
+def test_what_failed_is_planned_anew(disk):
+    """Where ciphertext lay then says nothing of what lies there now."""
+    place = disk.directory / "state" / "jobs"
+    place.mkdir(parents=True)
+    plan = {"method": "crypto_erase", "category": "clear", "payloads": [[1 << 20, SIZE]], "luks": [], "why": "", "others": []}
+    job = {"medium": "EXAMPLE EX1", "method": "crypto_erase", "started_at": "2026-11-28T00:00:00Z", "step": 0, "done": 0,
+           "interruptions": 0, "seed": 1, "witnesses": [], "plan": plan, "failed": True}  # fmt: skip
+    (place / f"{media.key_of(disk.facts())}.json").write_text(json.dumps(job))
+    failed, result = disk.sanitise()
+    assert not failed and result["plan"]["method"] == "overwrite" and disk.content() == bytes(SIZE)
+
+
+def test_whoever_follows_is_told_of_every_end(disk, monkeypatch):
+    def held(_path):
+        raise media_device.DeviceLies("somebody holds it")
+
+    monkeypatch.setattr(media_device, "open_alone", held)
+    failed, result = disk.sanitise()
+    with open(result["progress"], encoding="utf-8") as stream:
+        assert failed and stream.read() == "100 ended: failed: somebody holds it\n"
 
 
 def test_an_honest_tool_comes_through(disk, monkeypatch):

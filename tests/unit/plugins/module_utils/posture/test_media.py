@@ -111,6 +111,12 @@ def test_unfinished_work_and_late_exports(place):
     assert found["exports"] == {"expired": [str(export)], "loose": [str(place / "exports")]}
 
 
+def test_an_export_that_is_a_link_is_seen(place):
+    os.rename(place / "exports", place / "elsewhere")
+    os.symlink(place / "elsewhere", place / "exports")
+    assert module.collect()["exports"]["loose"] == [str(place / "exports")]
+
+
 def test_an_export_that_the_timer_had_no_time_for_is_not_late(place):
     export = place / "exports" / "list.csv"
     export.write_text("x")

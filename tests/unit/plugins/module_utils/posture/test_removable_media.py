@@ -89,3 +89,46 @@ def test_permissions_end(monkeypatch):
     monkeypatch.setattr(media, "today", lambda: "2026-11-29")
     permits = [{"id": "a", "serial": number, "expires": f"2026-11-{number}"} for number in ("28", "29")] + [{"id": "b"}]
     assert media.identities(media.current(permits)) == [{"id": "a", "serial": "29"}]
+
+
+def test_what_a_keyboard_hangs_on_counts_as_one(tmp_path, monkeypatch):
+    """A keyboard behind a hub dies with the hub; a camera's does not."""
+    monkeypatch.setattr(media, "USB", str(tmp_path))
+    for name, faces in {"usb1": ["09"], "1-1": ["09"], "1-1.2": ["03"], "1-11": ["0e"], "1-3": ["03", "ff"]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "idVendor").write_text(f"{name}\n")
+        (tmp_path / name / "idProduct").write_text("0001\n")
+        for number, face in enumerate(faces):
+            for place in (tmp_path / name / f"{name}:1.{number}", tmp_path / f"{name}:1.{number}"):
+                place.mkdir()
+                (place / "bInterfaceClass").write_text(f"{face}\n")
+    found = {device["id"].split(":")[0]: device["input"] for device in media.present()}
+    assert found == {"usb1": False, "1-1": True, "1-1.2": True, "1-11": False, "1-3": True}
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ('allow 46f4:0001 serial "S1" with-interface match-all { 08:*:* }', True),
+        ("allow 0781:5567", True),
+        ("allow 0781:*", True),
+        ("allow 0781:5567 with-interface one-of { 08:*:* 03:*:* }", True),
+        ("allow 18d1:4ee1 with-interface one-of { 06:*:* }", True),
+        ("allow 06cb:00bd with-interface none-of { 06:*:* 08:*:* }", False),
+        ("allow with-interface one-of { 03:*:* 09:*:* }", False),
+    ],
+)
+def test_a_make_that_is_let_in_without_a_serial_number_is_seen(rule, found):
+    assert media.lets_in(media.parsed(rule)) is found
+
+
+def test_storage_in_use_is_seen(tmp_path):
+    block = tmp_path / "sdb1"
+    (block / "holders").mkdir(parents=True)
+    (block / "dev").write_text("8:17\n")
+    other, swaps = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n", "Filename Type Size Used Priority\n"
+    assert not media.used(str(block), other, swaps)
+    assert media.used(str(block), other + "30 22 8:17 / /srv rw - ext4 /dev/sdb1 rw\n", swaps)
+    assert media.used(str(block), other, swaps + "/dev/sdb1 partition 1024 0 -2\n")
+    (block / "holders" / "dm-0").touch()
+    assert media.used(str(block), other, swaps)
