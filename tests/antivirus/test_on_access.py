@@ -203,6 +203,116 @@ def test_without_the_scanner_files_are_open_and_that_is_said(guards):
     guards.each(attack)
 
 
+def settled(host: guests.Host) -> None:
+    """Wait until scanner and guard are no longer at their beginning, when they may be busy with signatures and directories."""
+    clock = "expr $(cut -d. -f1 /proc/uptime) - $(systemctl show -p ExecMainStartTimestampMonotonic --value {}) / 1000000"
+    for unit in ("clamav-daemon.service", "bulwark-antivirus-onaccess.service"):
+        guests.until(lambda unit=unit: int(host.out(clock.format(unit))) > 185, 240, f"{host.name}: {unit} has settled", 5)
+
+
+# All in one script, for a login reads files in /home, which are guarded as well.
+HANGING = """
+rm -f /opt/went-on; echo harmless >/srv/share/letter
+kill -STOP $(systemctl show -p MainPID --value clamav-daemon.service)
+cat /srv/share/letter >/opt/went-on &
+sleep 5
+test ! -s /opt/went-on || echo nobody waited
+systemctl start bulwark-antivirus-watch.service
+wait
+cat /opt/went-on
+"""
+
+
+def test_guard_that_hangs_is_ended_and_comes_back(guards):
+    """The scanner is stopped in mid-air, and whoever opens a file waits. The next trial says so and ends it; all go on."""
+
+    def attack(host: guests.Host) -> None:
+        settled(host)
+        since = now(host)
+        assert host.out(HANGING, 400) == "harmless", host.name
+        heard(host, since, "event=scanner_off", "event=guard_hangs")
+        guests.until(lambda: guarded(host), 120, f"{host.name}: guarded again")
+        host.out("rm -f /srv/share/letter /opt/went-on")
+
+    guards.each(attack)
+
+
+# Reads a pipe on a guarded path, to which nobody writes; clamonacc is given it open by the kernel, for which somebody would have to.
+PIPE = """
+mkfifo /srv/share/pipe; echo harmless >/srv/share/letter
+timeout --signal=KILL 200 cat /srv/share/pipe &
+sleep 2
+systemctl start bulwark-antivirus-watch.service
+timeout --signal=KILL 60 cat /srv/share/letter
+kill -KILL $! 2>/dev/null
+rm -f /srv/share/letter
+"""
+
+
+def test_pipe_leaves_nothing_unguarded_in_silence(guards):
+    """Whoever opens a named pipe stops nobody else for long; one that lies there when the guard begins takes nothing from it
+    that is not said, and the assessment notices.
+    """
+
+    def attack(host: guests.Host) -> tuple[bool, bool]:
+        settled(host)
+        assert host.out(PIPE, 400) == "harmless", host.name
+        host.out("systemctl restart bulwark-antivirus-onaccess.service; sleep 15")
+        since = now(host)
+        host.out("systemctl start bulwark-antivirus-watch.service", 300)
+        return guarded(host), "event=path_unguarded" in journal(host, "bulwark-antivirus", since)
+
+    seen = guards.each(attack)
+    statuses = guards.statuses()
+    guards.out("rm -f /srv/share/pipe; systemctl restart bulwark-antivirus-onaccess.service")
+    guards.each(lambda host: guests.until(lambda: guarded(host), 60, f"{host.name}: guarded again"))
+    for name, (works, said) in seen.items():
+        assert works or said, f"{name}: unguarded, and nobody says so"
+        assert (statuses[name]["antivirus.alarms"] == "pass") is not said, (name, statuses[name])
+
+
+SLOW = """
+import zipfile
+with zipfile.ZipFile("/opt/slow.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    for number in range(4):
+        archive.writestr(f"{number}.txt", bytes([48 + number]) * (90 << 20))
+"""
+
+
+def test_slow_archive_does_not_stop_the_host(guards):
+    """While somebody has an archive opened that takes long to look into, others open their files, if a little later."""
+
+    def attack(host: guests.Host) -> None:
+        host.out(f"python3 - <<'END'\n{SLOW}\nEND\ncp /opt/slow.zip /srv/share/; echo harmless >/srv/share/letter", 300)
+        waited = host.out("timeout --signal=KILL 100 cat /srv/share/slow.zip >/dev/null & sleep 1; begin=$(date +%s); "
+                          "cat /srv/share/letter >/dev/null; end=$(date +%s); kill -KILL $!; echo $((end - begin))", 300)  # fmt: skip
+        assert int(waited) < 60, (host.name, waited)
+        host.out("rm -f /srv/share/slow.zip /srv/share/letter /opt/slow.zip", 300)
+        guests.until(lambda: guarded(host), 120, f"{host.name}: guarded again")
+
+    guards.each(attack)
+
+
+def test_what_is_mounted_later_is_guarded(guards):
+    """A disk is mounted below a guarded path: the next trial says that it is not guarded, and has it guarded, and the rest still."""
+
+    def attack(host: guests.Host) -> None:
+        settled(host)
+        since, disk = now(host), "/srv/share/disk"
+        host.out(f"mkdir -p {disk}; mount -t tmpfs disk {disk}; mkdir {disk}/deep; "
+                 f"/opt/lab_signatures.py make {disk}/deep LAB-MALWARE-FIRST; sleep 2; cat {disk}/deep/plain.com")  # fmt: skip
+        host.out("systemctl start bulwark-antivirus-watch.service", 300)
+        heard(host, since, f"event=path_unguarded paths={disk}")
+        guests.until(lambda: refused(host, f"cat {disk}/deep/a.zip"), 120, f"{host.name}: the disk is guarded")
+        guests.until(lambda: guarded(host), 60, f"{host.name}: the rest is guarded")
+        since = now(host)
+        host.out("sleep 1.1; systemctl start bulwark-antivirus-watch.service", 300)
+        assert "event=path_unguarded" not in journal(host, "bulwark-antivirus", since)
+        host.out(f"umount --lazy {disk}; rmdir {disk}; rm -rf {QUARANTINE}/*")
+
+    guards.each(attack)
+
+
 def test_assessment_notices_when_the_guard_is_off(guards):
     """All controls pass; with the guard stopped and the limit gone, two of them do not, at once, whatever the last trial said."""
     guards.out("rm -rf /opt/in/* /opt/all.zip /opt/tool; "
@@ -242,7 +352,7 @@ def test_guard_is_there_after_a_restart_of_the_host(guards):
         host.guest.wait()
         assert host.out("cat /proc/sys/kernel/random/boot_id") != before
         guests.until(lambda: guarded(host), 120, f"{host.name}: guarded again", 3)
-        host.out("systemctl start bulwark-antivirus-watch.service")
-        assert '"working"' in host.out("cat /var/lib/bulwark/antivirus/watch.json")
+        host.out("systemctl start bulwark-antivirus-watch.service", 300)
+        assert '"working"' in host.out("cat /var/lib/bulwark/antivirus-watch/watch.json")
 
     guards.each(attack)
