@@ -283,7 +283,7 @@ systemd-run --quiet --unit=lab-tls /opt/lab_signatures.py serve /opt/signatures 
 
 
 def test_source_with_a_certificate_of_others_is_not_believed(guarded, host, target):
-    """From a source whose authority is declared signatures come; when another authority is, none do, though the source is the same."""
+    """From a source whose authority is declared signatures come; when another one is, none do, though the source is the same."""
     host.check_output(TLS)
     authority = host.file("/root/ca.pem").content_string
     target.reapply(antivirus_custom_urls=["https://localhost:8443/lab.ndb"], antivirus_authorities=[authority])
