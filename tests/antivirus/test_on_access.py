@@ -333,10 +333,25 @@ def test_assessment_notices_when_the_guard_is_off(guards):
     guards.each(lambda host: guests.until(lambda: guarded(host), 60, f"{host.name}: guarded again"))
 
 
+def test_scanner_writes_no_evidence_of_its_own(guards):
+    """What takes files apart may be taken over by one. It can write signatures, but not that updates and scans went well."""
+
+    def attack(host: guests.Host) -> None:
+        inside = ("nsenter --mount --target $(systemctl show -p MainPID --value clamav-daemon.service) "
+                  "setpriv --reuid=clamav --regid=clamav --clear-groups touch /var/lib/")  # fmt: skip
+        assert host.run(f"{inside}clamav/probe && rm /var/lib/clamav/probe").returncode == 0, host.name
+        for name in ("antivirus/update.json", "antivirus/scan.json", "antivirus-watch/watch.json"):
+            assert host.run(f"{inside}bulwark/{name}").returncode != 0, (host.name, name)
+
+    guards.each(attack)
+
+
 def test_scanner_that_eats_memory_is_ended_and_comes_back(guards):
     """More than its limit it does not get: the kernel ends who asks for it, and the scanner is there again by itself."""
 
     def attack(host: guests.Host) -> None:
+        pid = "systemctl show -p MainPID --value clamav-daemon.service"
+        assert host.out(f"cat /proc/$({pid})/oom_score_adj") == "500", "it goes before what people work with"
         host.out(f"cat >/root/hog.py <<'END'\n{HOG}\nEND")
         done = host.run("GROUP=$(systemctl show -p ControlGroup --value clamav-daemon.service) python3 /root/hog.py")
         assert done.returncode in (137, -9), (host.name, done)

@@ -10,6 +10,7 @@ collector writes nothing. Here is looked at what that said and when, and at what
 from __future__ import annotations
 
 import calendar
+import contextlib
 import glob
 import os
 import re
@@ -279,7 +280,8 @@ def quarantine(directory: str) -> dict:
         return {"directory": directory, "exists": False, "owner": "", "group": "", "mode": "", "mib": 0}
     size = 0
     for entry in os.scandir(directory):
-        size += entry.stat(follow_symlinks=False).st_size
+        with contextlib.suppress(FileNotFoundError):  # a canary on its way
+            size += entry.stat(follow_symlinks=False).st_size
     about = os.lstat(directory)
     return {
         "directory": directory, "exists": stat.S_ISDIR(about.st_mode), "owner": owner_name(about.st_uid),
