@@ -295,11 +295,13 @@ def wanted(settings: Mapping, mounted: Mapping[str, int]) -> list[str]:
     """Return the guarded paths and what is mounted below them, the innermost first.
 
     clamonacc looks no further than a mount point, and gives a path up when it finds a directory below it of which it does not
-    know what is in it. So mount points are paths of their own, and it has to come to them first.
+    know what is in it. So mount points are paths of their own, and it has to come to them first. What lies on the same file
+    system as another path is that one's: noted twice, a directory that is removed and made again would not be guarded.
     """
     tops, out = ([os.path.realpath(path) for path in settings[name]] for name in ("paths", "excluded"))
     found = {*tops, *(path for path in mounted if within(path, tops) and not os.path.isfile(path))}
-    return sorted((path for path in found if not within(path, out)), key=lambda path: (-path.count("/"), path))
+    inner = {path for path in found - mounted.keys() if within(path, found - {path})}
+    return sorted((path for path in found - inner if not within(path, out)), key=lambda path: (-path.count("/"), path))
 
 
 def paths(settings: Mapping) -> None:
@@ -413,7 +415,7 @@ def watch(settings: Mapping) -> None:
         complain("quarantine_full", mib=size, limit=limit, means="nobody looks at what is caught, and it takes the disk")
     bare = unguarded(settings) if state == "working" else []
     if bare:
-        complain("path_unguarded", paths=",".join(bare[:5]), count=len(bare), means=MEANS["path"])
+        complain("path_unguarded", paths=",".join(path[:200] for path in bare[:5]), count=len(bare), means=MEANS["path"])
         # Something that was mounted since, most likely. Once for each state of things, or the guard would do nothing but begin.
         if bare != load(os.path.join(WATCH, "watch.json")).get("unguarded") and age(UNITS[1]) > LOADING:
             run(["systemctl", "try-restart", "--no-block", UNITS[1]], 30)

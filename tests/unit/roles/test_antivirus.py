@@ -208,6 +208,8 @@ def test_directory_that_the_kernel_does_not_guard_is_named(monkeypatch, place):
     guarding(monkeypatch, place, *all_of_it, mounted=(tops["data"],))
     assert antivirus.unguarded(words) == []
     assert antivirus.wanted(words, antivirus.mounts()) == [str(tops["data"]), str(place / "srv")]
+    words["paths"].append(str(tops["a/b"]))
+    assert antivirus.wanted(words, antivirus.mounts()) == [str(tops["data"]), str(place / "srv")], "it is within another"
     for missing in all_of_it:
         guarding(monkeypatch, place, *(path for path in all_of_it if path != missing), mounted=(tops["data"],))
         assert antivirus.unguarded(words) == [str(missing)]
