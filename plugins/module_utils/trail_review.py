@@ -306,6 +306,10 @@ KEYS = {
 _CHANGES = re.compile(r"unlink|rename|truncate|chmod|chown|setxattr|link|mkdir|rmdir|mknod|creat")
 _LOGIN_JOURNAL = "/var/log/wtmp.db-journal"  # of the list of logins (Debian 13), which the database itself deletes at each one
 _SSHD_PROGRAMS = ("/usr/sbin/sshd", "/usr/lib/openssh/sshd-session")
+_CANARIES = "/var/lib/bulwark/antivirus-canary/"
+_CANARY = re.compile(r"Bulwark\.Canary(?:\.UNOFFICIAL)?")
+_FOUND = re.compile(r"(.*): (\S+) FOUND\s*", re.DOTALL)
+_UNGUARDED = re.compile(r"ClamInotif: (?:could not watch path|can't include|Not watching path) '(.*)'", re.DOTALL)
 _LOGS = ("/var/log/", "/run/log/journal/", "/etc/audit/", "/var/spool/rsyslog")
 
 _SSHD = (
@@ -823,9 +827,17 @@ class Normaliser:
         return [event(line, "clock", action, value=amount, program="chronyd", text=visible(message, SHOWN))]
 
     def clam(self, line: Mapping, entry: Mapping, message: str, known: dict, name: str) -> list[Event]:
-        """clamd and clamonacc: `/path: Signature FOUND`. The canary of role antivirus is known by the hash of the whole of it."""
-        found = re.search(r"(/.*?): (\S+) FOUND", message)
-        if not found or found.group(2).startswith("Bulwark.Canary"):
+        """clamd and clamonacc: `/path: Signature FOUND`. The signature is the last word but one: a file's name may hold anything.
+
+        A name with a line break comes in several lines, of which the last one ends so. The canary of role antivirus is known by
+        the hash of the whole of it, and lies in a directory that is root's.
+        """
+        missed = _UNGUARDED.search(message)
+        if missed and name == "clamonacc":
+            return [event(line, "antivirus", "path_unguarded", program=name, text=visible(message, SHOWN),
+                          objects=[visible(missed.group(1), 300)])]  # fmt: skip
+        found = _FOUND.fullmatch(message)
+        if not found or (_CANARY.fullmatch(found.group(2)) and found.group(1).startswith(_CANARIES)):
             return []
         return [event(line, "malware", "found", objects=[visible(found.group(1), 300)], value=visible(found.group(2), 100),
                       program=name, text=visible(message, SHOWN))]  # fmt: skip

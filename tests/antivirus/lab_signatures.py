@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A source of signatures for tests, and things that they match; the well-known test file is put together when it is needed.
 
-    lab_signatures.py sign DIRECTORY NAME TEXT...    add a signature for files that contain a text to DIRECTORY/lab.ndb
-    lab_signatures.py serve DIRECTORY PORT           serve the directory on this host
-    lab_signatures.py make DIRECTORY [TEXT]          write a file with the text (without one, the well-known test file), plain,
-                                                     in a zip, in a tar.gz, in a zip in a tar, and as a mail's attachment
+lab_signatures.py sign DIRECTORY NAME TEXT...    add a signature for files that contain a text to DIRECTORY/lab.ndb
+lab_signatures.py serve DIRECTORY PORT [CERT KEY]  serve the directory on this host, over TLS with a certificate and its key
+lab_signatures.py make DIRECTORY [TEXT]          write a file with the text (without one, the well-known test file), plain,
+                                                 in a zip, in a tar.gz, in a zip in a tar, and as a mail's attachment
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import email.message
 import functools
 import http.server
 import io
+import ssl
 import sys
 import tarfile
 import zipfile
@@ -28,10 +29,15 @@ def sign(directory: Path, name: str, text: str) -> None:
         stream.write(f"{name}:0:*:{(text or ''.join(TEST_FILE)).encode().hex()}\n")
 
 
-def serve(directory: Path, port: int) -> None:
-    """Serve a directory until killed."""
+def serve(directory: Path, port: int, *certificate: str) -> None:
+    """Serve a directory until killed, over TLS if a certificate and its key are given."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(directory))
-    http.server.ThreadingHTTPServer(("127.0.0.1", port), handler).serve_forever()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.serve_forever()
 
 
 def make(directory: Path, text: str) -> None:
@@ -59,7 +65,7 @@ def main() -> None:
     if verb == "sign":
         sign(Path(directory), rest[0], " ".join(rest[1:]))
     elif verb == "serve":
-        serve(Path(directory), int(rest[0]))
+        serve(Path(directory), int(rest[0]), *rest[1:])
     else:
         make(Path(directory), " ".join(rest))
 

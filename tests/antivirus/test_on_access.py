@@ -203,6 +203,145 @@ def test_without_the_scanner_files_are_open_and_that_is_said(guards):
     guards.each(attack)
 
 
+def settled(host: guests.Host) -> None:
+    """Wait until scanner and guard are no longer at their beginning, when they may be busy with signatures and directories."""
+    clock = "expr $(cut -d. -f1 /proc/uptime) - $(systemctl show -p ExecMainStartTimestampMonotonic --value {}) / 1000000"
+    for unit in ("clamav-daemon.service", "bulwark-antivirus-onaccess.service"):
+        guests.until(lambda unit=unit: int(host.out(clock.format(unit))) > 185, 240, f"{host.name}: {unit} has settled", 5)
+
+
+# All in one script, for a login reads files in /home, which are guarded as well.
+HANGING = """
+rm -f /opt/went-on; echo harmless >/srv/share/letter
+kill -STOP $(systemctl show -p MainPID --value clamav-daemon.service)
+cat /srv/share/letter >/opt/went-on &
+sleep 5
+test ! -s /opt/went-on || echo nobody waited
+systemctl start bulwark-antivirus-watch.service
+wait
+cat /opt/went-on
+"""
+
+
+def test_guard_that_hangs_is_ended_and_comes_back(guards):
+    """The scanner is stopped in mid-air, and whoever opens a file waits. The next trial says so and ends it; all go on."""
+
+    def attack(host: guests.Host) -> None:
+        settled(host)
+        since = now(host)
+        assert host.out(HANGING, 400) == "harmless", host.name
+        heard(host, since, "event=scanner_off", "event=guard_hangs")
+        guests.until(lambda: guarded(host), 120, f"{host.name}: guarded again")
+        host.out("rm -f /srv/share/letter /opt/went-on")
+
+    guards.each(attack)
+
+
+# Reads a pipe to which nobody writes. What clamonacc decides about comes to it open, and that, too, may wait for a writer.
+PIPE = """
+mkfifo /srv/share/pipe; echo harmless >/srv/share/letter
+cat /srv/share/pipe >/dev/null 2>&1 &
+sleep 2
+systemctl start bulwark-antivirus-watch.service
+timeout --signal=KILL 60 cat /srv/share/letter
+kill -KILL $! 2>/dev/null
+rm -f /srv/share/letter
+"""
+
+
+def test_pipe_that_is_opened_stops_nobody_for_long(guards):
+    """Somebody opens a named pipe on a guarded path; others still open their files, after the next trial at the latest."""
+
+    def attack(host: guests.Host) -> None:
+        settled(host)
+        assert host.out(PIPE, 400) == "harmless", host.name
+        host.out("rm -f /srv/share/pipe")
+        guests.until(lambda: guarded(host), 120, f"{host.name}: guarded again")
+
+    guards.each(attack)
+
+
+# Directories in each other whose path is longer than the kernel takes one; so none of them can be watched by its path.
+DEEP = """
+import os
+os.chdir("/srv/share")
+for _level in range(20):
+    os.mkdir("d" * 250)
+    os.chdir("d" * 250)
+"""
+
+
+def test_path_that_is_given_up_is_said(guards):
+    """Somebody makes a directory that cannot be watched, for which clamonacc gives up all of /srv when it begins the next time,
+    while the canary beside it is guarded as ever. That is said, and the assessment notices; without it all is guarded again.
+    """
+
+    def attack(host: guests.Host) -> None:
+        since = now(host)
+        host.out(f"python3 - <<'END'\n{DEEP}\nEND\nsystemctl restart bulwark-antivirus-onaccess.service; sleep 10")
+        host.out("systemctl start bulwark-antivirus-watch.service", 300)
+        heard(host, since, "event=path_unguarded paths=/srv")
+        heard(host, since, "could not watch path '/srv'", tag="clamonacc")
+        assert not guarded(host), host.name
+        assert '"working"' in host.out("cat /var/lib/bulwark/antivirus-watch/watch.json"), "the canary alone noticed nothing"
+
+    guards.each(attack)
+    try:
+        for name, found in guards.statuses().items():
+            broken = {control for control, status in found.items() if status != "pass"}
+            assert broken >= {"antivirus.prevention", "antivirus.alarms"}, (name, found)
+    finally:
+        guards.out("rm -rf /srv/share/d*; systemctl restart bulwark-antivirus-onaccess.service")
+    guards.each(lambda host: guests.until(lambda: guarded(host), 60, f"{host.name}: guarded again"))
+    guards.each(lambda host: host.out("systemctl start bulwark-antivirus-watch.service", 300))
+    assert {found["antivirus.alarms"] for found in guards.statuses().values()} == {"pass"}
+
+
+SLOW = """
+import zipfile
+with zipfile.ZipFile("/opt/slow.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    for number in range(4):
+        archive.writestr(f"{number}.txt", bytes([48 + number]) * (90 << 20))
+"""
+
+
+def test_slow_archive_does_not_stop_the_host(guards):
+    """While somebody has an archive opened that takes long to look into, others open their files, if a little later."""
+
+    def attack(host: guests.Host) -> None:
+        host.out(f"python3 - <<'END'\n{SLOW}\nEND\ncp /opt/slow.zip /srv/share/; echo harmless >/srv/share/letter", 300)
+        waited = host.out(
+            "cat /srv/share/slow.zip >/dev/null 2>&1 & sleep 1; begin=$(date +%s); "
+            "cat /srv/share/letter >/dev/null; end=$(date +%s); kill -KILL $!; echo $((end - begin))",
+            300,
+        )
+        assert int(waited) < 60, (host.name, waited)
+        host.out("rm -f /srv/share/slow.zip /srv/share/letter /opt/slow.zip", 300)
+        guests.until(lambda: guarded(host), 120, f"{host.name}: guarded again")
+
+    guards.each(attack)
+
+
+def test_what_is_mounted_later_is_guarded(guards):
+    """A disk is mounted below a guarded path: the next trial says that it is not guarded, and has it guarded beside the rest."""
+
+    def attack(host: guests.Host) -> None:
+        settled(host)
+        since, disk = now(host), "/srv/share/disk"
+        host.out(f"mkdir -p {disk}; mount -t tmpfs disk {disk}; mkdir {disk}/deep; "
+                 f"/opt/lab_signatures.py make {disk}/deep LAB-MALWARE-FIRST; sleep 2; cat {disk}/deep/plain.com")  # fmt: skip
+        host.out("systemctl start bulwark-antivirus-watch.service", 300)
+        heard(host, since, f"event=path_unguarded paths={disk}")
+        guests.until(lambda: refused(host, f"cat {disk}/deep/a.zip"), 120, f"{host.name}: the disk is guarded")
+        guests.until(lambda: guarded(host), 60, f"{host.name}: the rest is guarded")
+        since = now(host)
+        host.out("sleep 1.1; systemctl start bulwark-antivirus-watch.service", 300)
+        assert "event=path_unguarded" not in journal(host, "bulwark-antivirus", since)
+        host.out(f"umount --lazy {disk}; rmdir {disk}; rm -rf {QUARANTINE}/*")
+
+    guards.each(attack)
+
+
 def test_assessment_notices_when_the_guard_is_off(guards):
     """All controls pass; with the guard stopped and the limit gone, two of them do not, at once, whatever the last trial said."""
     guards.out("rm -rf /opt/in/* /opt/all.zip /opt/tool; "
@@ -220,10 +359,25 @@ def test_assessment_notices_when_the_guard_is_off(guards):
     guards.each(lambda host: guests.until(lambda: guarded(host), 60, f"{host.name}: guarded again"))
 
 
+def test_scanner_writes_no_evidence_of_its_own(guards):
+    """What takes files apart may be taken over by one. It can write signatures, but not that updates and scans went well."""
+
+    def attack(host: guests.Host) -> None:
+        inside = ("nsenter --mount --target $(systemctl show -p MainPID --value clamav-daemon.service) "
+                  "setpriv --reuid=clamav --regid=clamav --clear-groups touch /var/lib/")  # fmt: skip
+        assert host.run(f"{inside}clamav/probe && rm /var/lib/clamav/probe").returncode == 0, host.name
+        for name in ("antivirus/update.json", "antivirus/scan.json", "antivirus-watch/watch.json"):
+            assert host.run(f"{inside}bulwark/{name}").returncode != 0, (host.name, name)
+
+    guards.each(attack)
+
+
 def test_scanner_that_eats_memory_is_ended_and_comes_back(guards):
     """More than its limit it does not get: the kernel ends who asks for it, and the scanner is there again by itself."""
 
     def attack(host: guests.Host) -> None:
+        pid = "systemctl show -p MainPID --value clamav-daemon.service"
+        assert host.out(f"cat /proc/$({pid})/oom_score_adj") == "500", "it goes before what people work with"
         host.out(f"cat >/root/hog.py <<'END'\n{HOG}\nEND")
         done = host.run("GROUP=$(systemctl show -p ControlGroup --value clamav-daemon.service) python3 /root/hog.py")
         assert done.returncode in (137, -9), (host.name, done)
@@ -242,7 +396,7 @@ def test_guard_is_there_after_a_restart_of_the_host(guards):
         host.guest.wait()
         assert host.out("cat /proc/sys/kernel/random/boot_id") != before
         guests.until(lambda: guarded(host), 120, f"{host.name}: guarded again", 3)
-        host.out("systemctl start bulwark-antivirus-watch.service")
-        assert '"working"' in host.out("cat /var/lib/bulwark/antivirus/watch.json")
+        host.out("systemctl start bulwark-antivirus-watch.service", 300)
+        assert '"working"' in host.out("cat /var/lib/bulwark/antivirus-watch/watch.json")
 
     guards.each(attack)

@@ -414,6 +414,7 @@ CASES: list[tuple[dict, list[str]]] = [
     ({"antivirus_max_file_mib": 5}, ["antivirus_max_file_mib = 5", "at least 25 MiB", "MA-14.2.4"]),
     ({"antivirus_memory_max_mib": 64}, ["antivirus_memory_max_mib = 64", "at least 128 MiB", "MA-11.2"]),
     ({"antivirus_watch_seconds": 3600}, ["antivirus_watch_seconds = 3600", "at most 600 seconds", "MA-6.1.9"]),
+    ({"antivirus_quarantine_max_mib": 1}, ["antivirus_quarantine_max_mib = 1", "at least 100 MiB", "MA-10.1"]),
     ({"antivirus_threads": "many"}, ["antivirus_threads", "must be int"]),
     # backups, where they are kept
     (copies(backup_repository_retention_days=29), ["backup_repository_retention_days = 29", "at least 30 days", "MA-2.4b"]),

@@ -17,6 +17,7 @@ import pytest
 KINDS = {"plain.com", "a.zip", "a.tar.gz", "nested.tar", "letter.eml"}
 QUARANTINE = "/var/lib/bulwark/quarantine"
 STATE = "/var/lib/bulwark/antivirus"
+WATCH = "/var/lib/bulwark/antivirus-watch"
 SHUTDOWN = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/clamav/clamd.ctl'); s.sendall(b'zSHUTDOWN\\0')"
 PING = (
     "import socket; s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect('/run/clamav/clamd.ctl'); "
@@ -55,7 +56,7 @@ class Guarded:
 
     def noted(self, name: str) -> dict:
         """Return what the host noted."""
-        return json.loads(self.host.file(f"{STATE}/{name}.json").content_string)
+        return json.loads(self.host.file(f"{WATCH if name == 'watch' else STATE}/{name}.json").content_string)
 
     def start(self, verb: str) -> int:
         """Do now what a timer would do later; return how it ended."""
@@ -118,6 +119,15 @@ def test_infected_files_are_found_whatever_they_are_packed_in(guarded, host):
     host.check_output(f"rm -rf {QUARANTINE}/*")
 
 
+def test_scan_goes_to_the_bottom(guarded, host):
+    """ClamAV's own limit would end at fifteen directories in each other, and the exit code would be that of a scan of all."""
+    deep = "/opt/in" + "/deeper" * 30
+    host.check_output(f"mkdir -p {deep} && /opt/lab_signatures.py make {deep} LAB-MALWARE-FIRST")
+    assert guarded.start("scan") == 0
+    assert f"{deep}/plain.com" in {path for path, _name in guarded.noted("scan")["found"]}
+    host.check_output("rm -r /opt/in")
+
+
 def test_scheduled_scan_finds_what_lay_there_before(guarded, host):
     """The timer starts it. What lies on a guarded path is taken away, what lies elsewhere is reported and stays."""
     host.check_output("mkdir -p /srv/in /opt/in && /opt/lab_signatures.py make /srv/in LAB-MALWARE-FIRST && "
@@ -147,9 +157,11 @@ def test_unprivileged_user_gets_nowhere(guarded, host, person):
     for attempt in (
         f"python3 -c \"{SHUTDOWN}\"", f"ls {QUARANTINE}", f"cat {QUARANTINE}/taken", "ls /var/lib/bulwark/antivirus-canary",
         "echo >>/etc/bulwark/antivirus/clamd.conf", "rm /var/lib/clamav/lab.ndb", "touch /var/lib/clamav/mine.ign2",
-        f"kill {before}", "systemctl stop clamav-daemon.service", f"rm {STATE}/update.json",
+        f"kill {before}", "systemctl stop clamav-daemon.service", f"rm {STATE}/update.json", f"touch {WATCH}/watch.json",
     ):  # fmt: skip
         assert host.run("su mallory -c %s", attempt).rc != 0, attempt
+    assert host.run("setpriv --reuid=clamav --regid=clamav --clear-groups touch %s/watch.json", WATCH).rc != 0
+    assert host.run("setpriv --reuid=clamav --regid=clamav --clear-groups touch %s/update.json", STATE).rc == 0
     assert guarded.answers() and guarded.pid() == before
     assert host.run("python3 -c %s", SHUTDOWN).rc == 0  # root could: so nothing but the socket's mode kept mallory out
     until(lambda: guarded.pid() not in ("0", before) and guarded.answers(), 30, "it comes back")
@@ -189,6 +201,107 @@ def test_scan_without_a_scanner_does_not_count(guarded, host):
     guarded.heard("event=scan_failed")
     assert guarded.noted("scan") == before
     until(guarded.answers, 30, "it runs again")
+
+
+# Whose command line has the configuration for what is not guarded: the client, on its way through the rest of the host.
+SCANNING = "grep -lzx -e '--config-file=.*/scan[.]conf' /proc/[0-9]*/cmdline 2>/dev/null"
+
+
+def test_scanner_that_dies_during_a_scan_makes_it_none(guarded, host):
+    """It is back soon, and finds the canary; but nobody looked at what lay between. What was noted before still stands."""
+    host.check_output("mkdir -p /opt/in && cd /opt/in && seq 20000 | split -l 1 -a 4 -")
+    before = guarded.noted("scan")
+    guarded.mark()
+    host.check_output("systemctl start --no-block bulwark-antivirus-scan.service")
+    until(lambda: "/proc/" in host.run(SCANNING).stdout, 60, "the scan is on its way")
+    host.check_output("kill -KILL %s", guarded.pid())
+    until(lambda: "event=scan_failed" in guarded.said(), 60, "it is said")
+    assert guarded.noted("scan") == before
+    host.check_output("rm -r /opt/in")
+    until(guarded.answers, 30, "it runs again")
+
+
+def test_path_that_went_is_said_and_does_not_count(guarded, host):
+    """A declared directory that is gone is named, and not among those that were scanned."""
+    config = "/etc/bulwark/antivirus/settings.json"
+    host.check_output(f'cp -p {config} /root/s && sed -i \'s,"/opt","/opt/gone",\' {config}')
+    guarded.mark()
+    try:
+        assert guarded.start("scan") == 0
+    finally:
+        host.check_output(f"cp -p /root/s {config}")
+    guarded.heard("event=scan_path_missing path=/opt/gone")
+    assert "/opt/gone" not in guarded.noted("scan")["paths"]
+
+
+def test_host_that_was_never_scanned_raises_an_alarm(guarded, host):
+    """A host on which the role has been for longer than from one scan to the next, and none ever ended."""
+    host.check_output(f"mv {STATE}/scan.json /root/scan.json && touch -d '9 days ago' /etc/bulwark-antivirus.before")
+    guarded.mark()
+    try:
+        guarded.start("watch")
+    finally:
+        host.check_output(f"mv /root/scan.json {STATE}/scan.json && touch /etc/bulwark-antivirus.before")
+    guarded.heard("event=scan_overdue days=9.0 limit=8")
+    assert guarded.noted("watch")["wrong"] == ["scan_overdue"]
+
+
+def test_quarantine_that_nobody_empties_raises_an_alarm(guarded, host):
+    """Nothing goes from there by itself; more than declared is said with each trial."""
+    host.check_output(f"truncate -s 1100M {QUARANTINE}/large")
+    guarded.mark()
+    guarded.start("watch")
+    guarded.heard("event=quarantine_full mib=1100 limit=1024")
+    assert guarded.noted("watch")["wrong"] == ["quarantine_full"]
+    host.check_output(f"rm {QUARANTINE}/large")
+
+
+def test_repository_that_the_host_keeps_is_left_alone(guarded, host, target):
+    """Sealed copies of others are neither guarded nor scanned, though they lie below a guarded path; what lies beside them is."""
+    host.check_output("mkdir -p /srv/backup /srv/backup-not && for at in /srv/backup /srv/backup-not; "
+                      "do /opt/lab_signatures.py make $at LAB-MALWARE-FIRST; done")  # fmt: skip
+    target.reapply(backup_repository_hosts=["web"])
+    try:
+        until(guarded.answers, 60, "it runs")
+        assert guarded.start("scan") == 0
+        assert set(host.check_output("ls /srv/backup").split()) == KINDS and host.check_output("ls /srv/backup-not") == ""
+        assert "OnAccessExcludePath /srv/backup\n" in host.file("/etc/bulwark/antivirus/clamd.conf").content_string
+    finally:
+        target.reapply()
+        host.check_output(f"rm -rf /srv/backup /srv/backup-not {QUARANTINE}/*")
+    until(guarded.answers, 60, "it runs")
+
+
+TLS = """
+cd /root && for name in ca other; do
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=$name -keyout $name.key -out $name.pem; done
+openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout tls.key -out tls.csr
+printf 'subjectAltName=DNS:localhost\n' >tls.ext
+openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile tls.ext -out tls.pem
+systemd-run --quiet --unit=lab-tls /opt/lab_signatures.py serve /opt/signatures 8443 /root/tls.pem /root/tls.key
+"""
+
+
+def test_source_with_a_certificate_of_others_is_not_believed(guarded, host, target):
+    """From a source whose authority is declared signatures come; when another one is, none do, though the source is the same."""
+    host.check_output(TLS)
+    authority = host.file("/root/ca.pem").content_string
+    target.reapply(antivirus_custom_urls=["https://localhost:8443/lab.ndb"], antivirus_authorities=[authority])
+    try:
+        guarded.sign("Lab.Fourth", "LAB-MALWARE-FOURTH")
+        guarded.mark()
+        assert guarded.start("update") == 0
+        guarded.heard("event=signatures_new databases=lab.ndb")
+        host.check_output("cat /root/other.pem >/etc/bulwark/antivirus/authorities.pem")
+        guarded.sign("Lab.Fifth", "LAB-MALWARE-FIFTH")
+        guarded.mark()
+        assert guarded.start("update") != 0
+        guarded.heard("event=update_failed", "missing=lab.ndb")
+    finally:
+        host.run("systemctl stop lab-tls")
+        target.reapply()
+    until(guarded.answers, 60, "it runs")
+    assert guarded.start("update") == 0
 
 
 def test_update_that_fails_is_said_and_does_not_count(guarded, host):
@@ -232,6 +345,8 @@ def test_stale_signatures_raise_an_alarm(guarded, host):
     [
         ({"antivirus_paths": ["/srv", "/nowhere"]}, "/nowhere"),
         ({"antivirus_custom_urls": []}, "needs antivirus_custom_urls"),
+        ({"antivirus_exclude_paths": ["/srv"]}, "excluded as a whole, so not to be guarded: /srv"),
+        ({"antivirus_paths": ["/srv/backup"], "backup_repository_hosts": ["web"]}, "/srv/backup"),
     ],
 )
 def test_bad_input_is_refused_before_anything_changes(host, target, variables, said):
@@ -258,6 +373,7 @@ def test_all_can_be_taken_back(host, target, guarded):
         assert host.package("clamav-daemon").is_installed == (target.platform == "debian12")
         assert host.check_output("find /etc /usr/local /var/lib/bulwark -name '*antivirus*' ! -path '*/config_set/*'") == ""
         assert host.run("grep -r bulwark /etc/apparmor.d").rc != 0
+        assert host.run("ls /var/lib/clamav/bulwark.hsb /var/lib/clamav/lab.ndb").stdout == ""
         assert host.file(QUARANTINE).is_directory
         if target.platform == "debian12":
             assert host.run("systemctl is-active clamav-freshclam.service").stdout.strip() in ("active", "activating")

@@ -10,6 +10,7 @@ collector writes nothing. Here is looked at what that said and when, and at what
 from __future__ import annotations
 
 import calendar
+import contextlib
 import glob
 import os
 import re
@@ -34,6 +35,7 @@ DAEMON, GUARD = "clamav-daemon.service", "bulwark-antivirus-onaccess.service"
 UNITS = ("clamav-daemon.socket", DAEMON, GUARD, "bulwark-antivirus-update.timer", "bulwark-antivirus-scan.timer",
          "bulwark-antivirus-watch.timer", "clamav-freshclam.service", "clamav-clamonacc.service")  # fmt: skip
 DIRECTORY, STATE, DATABASES = "/etc/bulwark/antivirus", "/var/lib/bulwark/antivirus", "/var/lib/clamav"
+WATCH = "/var/lib/bulwark/antivirus-watch"
 CONFIG, SOCKET = f"{DIRECTORY}/clamd.conf", "/run/clamav/clamd.ctl"
 BEFORE = "/etc/bulwark-antivirus.before"  # packages that were there before the role came
 MARK = "# Managed by bulwark.hardening (role antivirus)"
@@ -54,9 +56,10 @@ def collect() -> dict:
     door        {exists, mode, owner} of the socket of the scanner
     signatures  {databases: [{name, built: seconds since 1970 or None}], checked_hours, built_hours: None if unknown, declared,
                 missing: declared ones that are not there, sources: as in the configuration}
-    guard       {working: as tried last, age_seconds, marks: directories the kernel guards now, paths: as configured, in_force}
+    guard       {working: as tried last, age_seconds, marks: directories the kernel guards now, paths: as configured, in_force,
+                unguarded: declared paths, and what is mounted below them, that the kernel does not guard now}
     scan        {age_days: None before the first, proved, paths, remaining: infected files that are still there}
-    quarantine  {directory, exists, owner, mode}
+    quarantine  {directory, exists, owner, mode, mib: how much it holds}
     watch       {age_seconds: None if never, wrong}
     limits      {memory_bytes, tasks, cpu_percent: as the kernel enforces them, None for none, enforceable: not in every
                 container}
@@ -68,7 +71,7 @@ def collect() -> dict:
         "before": lambda: read(BEFORE).split() if os.path.exists(BEFORE) else None,
         "apparmor": lambda: {name: site(path) for name, path in APPARMOR.items()}, "engine": engine, "units": units,
         "at_boot": at_boot, "scanner": scanner, "door": door, "signatures": lambda: signatures(settings),
-        "guard": lambda: guard(time.time()), "scan": lambda: scan(time.time()),
+        "guard": lambda: guard(time.time(), settings), "scan": lambda: scan(time.time()),
         "quarantine": lambda: quarantine(settings.get("quarantine", "/var/lib/bulwark/quarantine")),
         "watch": lambda: watch(time.time()), "limits": limits, "settings": lambda: settings, "files": files,
     }  # fmt: skip
@@ -204,34 +207,67 @@ def sources(path: str) -> list[str]:
     return [pair[1].strip() for pair in words if len(pair) == 2 and pair[0] in kinds]
 
 
-def guard(now: float) -> dict:
+def guard(now: float, settings: dict) -> dict:
     """Return what the kernel guards at this moment, and what the last trial said."""
     about = shown(GUARD, "MainPID", "ExecMainStartTimestampMonotonic")
-    pid, tried = about.get("MainPID", "0"), load(f"{STATE}/watch.json")
+    pid, tried = about.get("MainPID", "0"), watched()
     paths = []
     if os.path.exists(CONFIG):
         words = [line.split(None, 1) for line in read(CONFIG).splitlines()]
         paths = [pair[1] for pair in words if len(pair) == 2 and pair[0] == "OnAccessIncludePath"]
+    known = {mark for path in glob.glob(f"/proc/{pid}/fdinfo/*") for mark in marks(read(path))} if pid != "0" else set()
     return {
         "working": tried.get("prevention", "none"),
         "age_seconds": None if "at" not in tried else round(now - float(tried["at"])),
-        "marks": sum(marks(read(path)) for path in glob.glob(f"/proc/{pid}/fdinfo/*")) if pid != "0" else 0,
+        "marks": len(known),
+        "unguarded": unguarded(settings.get("paths", []), settings.get("excluded", []), known),
         "paths": paths,
         "in_force": pid != "0" and fresh(about.get("ExecMainStartTimestampMonotonic", ""), CONFIG),
     }
 
 
-def marks(text: str) -> int:
-    """Return how many inodes or mounts a fanotify descriptor guards with permission, from its C(/proc/PID/fdinfo)."""
-    masks = re.findall(r"^fanotify (?:ino|mnt_id|sdev):.*?\bmask:([0-9a-f]+)", text, re.MULTILINE)
-    return sum(bool(int(mask, 16) & FAN_OPEN_PERM) for mask in masks)
+def marks(text: str) -> set[tuple[int, int]]:
+    """Return (device, inode) of what a fanotify descriptor guards with permission, from its C(/proc/PID/fdinfo)."""
+    found = re.findall(r"^fanotify ino:([0-9a-f]+) sdev:([0-9a-f]+) .*?\bmask:([0-9a-f]+)", text, re.MULTILINE)
+    return {(int(device, 16), int(inode, 16)) for inode, device, mask in found if int(mask, 16) & FAN_OPEN_PERM}
+
+
+def mounts(text: str) -> dict[str, int]:
+    """Return of each mount point the device as the kernel counts it in fdinfo, from C(/proc/self/mountinfo)."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split(" ")
+        major, minor = words[2].split(":")
+        found[re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), words[4])] = int(major) << 20 | int(minor)
+    return found
+
+
+def unguarded(paths: list[str], excluded: list[str], known: set[tuple[int, int]]) -> list[str]:
+    """Return which of these paths, and of the mount points below them, are not guarded; that of all below a path it cannot tell,
+    the host itself looks at more of them.
+    """
+    mounted = mounts(read("/proc/self/mountinfo"))
+    tops, out = ([os.path.realpath(path) for path in given] for given in (paths, excluded))
+
+    def within(path: str, places: list[str]) -> bool:
+        return any(path == place or path.startswith(f"{place}/") for place in places)
+
+    bare = []
+    for path in sorted({*tops, *(path for path in mounted if within(path, tops) and not os.path.isfile(path))}):
+        place = path
+        while place not in mounted and place != "/":
+            place = os.path.dirname(place)
+        inode = os.lstat(path).st_ino if os.path.lexists(path) else -1
+        if not within(path, out) and (mounted.get(place, -1), inode) not in known:
+            bare.append(path)
+    return bare[:50]
 
 
 def scan(now: float) -> dict:
     """Return when the last whole scan ended, and which infected files it left are still where they were."""
     said = load(f"{STATE}/scan.json")
     return {
-        "age_days": None if "finished" not in said else round((now - float(said["finished"])) / 86400, 2),
+        "age_days": None if "finished" not in said else round(hours(now - float(said["finished"])) / 24, 2),
         "proved": bool(said.get("proved")),
         "paths": said.get("paths", []),
         "remaining": [path for path, _name in said.get("found", []) if os.path.lexists(path)][:50],
@@ -241,17 +277,30 @@ def scan(now: float) -> dict:
 def quarantine(directory: str) -> dict:
     """Return who can look at what was caught."""
     if not os.path.isdir(directory):
-        return {"directory": directory, "exists": False, "owner": "", "group": "", "mode": ""}
+        return {"directory": directory, "exists": False, "owner": "", "group": "", "mode": "", "mib": 0}
+    size = 0
+    for entry in os.scandir(directory):
+        with contextlib.suppress(FileNotFoundError):  # a canary on its way
+            size += entry.stat(follow_symlinks=False).st_size
     about = os.lstat(directory)
     return {
         "directory": directory, "exists": stat.S_ISDIR(about.st_mode), "owner": owner_name(about.st_uid),
         "group": group_name(about.st_gid), "mode": f"{stat.S_IMODE(about.st_mode):04o}",
+        "mib": size >> 20,
     }  # fmt: skip
+
+
+def watched() -> dict:
+    """Return what the host noted when it last looked after itself; only if that is root's: others could note what they like."""
+    path = f"{WATCH}/watch.json"
+    if any(os.path.exists(one) and os.stat(one).st_uid != 0 for one in (WATCH, path)):
+        return {}
+    return load(path)
 
 
 def watch(now: float) -> dict:
     """Return when the host last looked after itself, and what was wrong."""
-    said = load(f"{STATE}/watch.json")
+    said = watched()
     return {"age_seconds": None if "at" not in said else round(now - float(said["at"])), "wrong": said.get("wrong", [])}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import os
 import time
 from pathlib import Path
 
@@ -23,10 +24,14 @@ def place(monkeypatch, tmp_path):
     """Have directories of a host, and keep what would go to the journal."""
     SAID.clear()
     monkeypatch.setattr(antivirus.syslog, "syslog", lambda _priority, text: SAID.append(text))
-    for name in ("STATE", "CANARIES", "DATABASES"):
+    for name in ("STATE", "WATCH", "CANARIES", "DATABASES"):
         (tmp_path / name.lower()).mkdir()
         monkeypatch.setattr(antivirus, name, str(tmp_path / name.lower()))
     (tmp_path / "quarantine").mkdir()
+    (tmp_path / "before").touch()
+    monkeypatch.setattr(antivirus, "BEFORE", str(tmp_path / "before"))
+    monkeypatch.setattr(antivirus, "age", lambda _unit: 9999)
+    monkeypatch.setattr(antivirus, "unguarded", lambda _settings: [])
     monkeypatch.setattr(antivirus.time, "sleep", lambda _seconds: None)
     monkeypatch.setattr(antivirus, "ask", lambda command: {"PING": "PONG", "RELOAD": "RELOADING"}[command])
     return tmp_path
@@ -36,8 +41,8 @@ def settings(place, **more) -> dict:
     """Return what the role would write."""
     return {
         "updater": ["freshclam"], "databases": ["lab.ndb"], "prevention": True, "quarantine": str(place / "quarantine"),
-        "signature_max_age_hours": 24, "scan_max_age_days": 8, "scanner": ["clamdscan"], "paths": [str(place)],
-        "scan_paths": [str(place)], **more,
+        "quarantine_max_mib": 1, "signature_max_age_hours": 24, "scan_max_age_days": 8, "scanner": ["clamdscan"],
+        "rest": ["rest"], "paths": [str(place)], "scan_paths": [str(place)], "excluded": [], **more,
     }  # fmt: skip
 
 
@@ -115,45 +120,220 @@ def test_only_the_guards_refusal_counts(monkeypatch, number, answer):
 
 
 def test_watch_says_all_that_is_wrong(monkeypatch, place):
-    """No scanner, no guard, signatures that were never confirmed, a scan long ago."""
+    """No scanner, no guard, signatures that were never confirmed, a scan long ago, a quarantine that nobody looks at."""
     monkeypatch.setattr(antivirus, "ask", lambda _command: "")
+    monkeypatch.setattr(antivirus, "trial", lambda: "off")
     (place / "state" / "scan.json").write_text(json.dumps({"finished": time.time() - 9 * 86400}))
+    os.truncate(os.open(place / "quarantine" / "invoice", os.O_CREAT | os.O_WRONLY), 2 << 20)
     antivirus.watch(settings(place))
-    noted = json.loads((place / "state" / "watch.json").read_text())
-    assert noted["wrong"] == ["scanner_off", "prevention_off", "signatures_stale", "scan_overdue"]
+    noted = json.loads((place / "watch" / "watch.json").read_text())
+    assert noted["wrong"] == ["scanner_off", "prevention_off", "signatures_stale", "scan_overdue", "quarantine_full"]
     assert "event=signatures_stale hours=never limit=24" in SAID
     assert all("can be opened" in line for line in SAID[:2])
 
 
 def test_watch_keeps_quiet_when_all_is_well(monkeypatch, place):
-    """Nothing is said, and that is noted."""
-    monkeypatch.setattr(antivirus, "prevention", lambda _settings: "working")
+    """Nothing is said, and that is noted. A host that is new here was not scanned yet."""
+    monkeypatch.setattr(antivirus, "trial", lambda: "working")
     (place / "state" / "update.json").write_text(json.dumps({"checked": time.time() - 3600}))
     antivirus.watch(settings(place))
     assert SAID == []
-    assert json.loads((place / "state" / "watch.json").read_text())["prevention"] == "working"
+    assert json.loads((place / "watch" / "watch.json").read_text())["prevention"] == "working"
 
 
-def test_scan_that_finds_the_canary_counts(monkeypatch, place):
-    """Guarded paths with quarantine, the rest without; what was found is noted, the canary is not."""
-    canary = str(place / "canaries" / "bulwark-scan-canary")
+@pytest.mark.parametrize(("days", "said"), [(7, []), (9, ["event=scan_overdue days=9.0 limit=8"])])
+def test_host_that_was_never_scanned_is_overdue_some_time(monkeypatch, place, days, said):
+    """It has as long for its first scan as from one to the next, and no longer."""
+    monkeypatch.setattr(antivirus, "trial", lambda: "working")
+    (place / "state" / "update.json").write_text(json.dumps({"checked": time.time()}))
+    os.utime(place / "before", (0, time.time() - days * 86400))
+    antivirus.watch(settings(place))
+    assert said == SAID
+
+
+@pytest.mark.parametrize("moment", [None, "yesterday", time.time() + 86400])
+def test_what_is_yet_to_come_never_was(moment):
+    """A clock that was ahead for a while does not make signatures fresh for as long."""
+    assert antivirus.hours_since(moment) is None
+
+
+# ------------------------------------------------------------------------------------------------------------------------------
+# Whether all of it is guarded, and whether the guard answers
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, "working"), (3, "off"), (1, "off")])
+def test_trial_is_a_childs(monkeypatch, place, code, state):
+    """Its exit code says what came of it."""
+    (place / "program").write_text(f"#!/bin/sh\nexit {code}\n")
+    (place / "program").chmod(0o755)
+    monkeypatch.setattr(antivirus, "PROGRAM", str(place / "program"))
+    assert antivirus.trial() == state
+
+
+@pytest.mark.parametrize(("seconds", "ended"), [(9999, True), (10, False)])
+def test_guard_that_does_not_answer_is_ended(monkeypatch, place, seconds, ended):
+    """The child is killed; scanner and guard are, too, unless the scanner is still loading its signatures."""
+    (place / "program").write_text(f"#!/bin/sh\necho $$ >{place}/pid\nexec sleep 600\n")
+    (place / "program").chmod(0o755)
+    monkeypatch.setattr(antivirus, "PROGRAM", str(place / "program"))
+    monkeypatch.setattr(antivirus, "PATIENCE", 1)
+    monkeypatch.setattr(antivirus, "age", lambda _unit: seconds)
+    given = answers(monkeypatch, (0, ""))
+    antivirus.watch(settings(place))
+    assert any(line.startswith("event=guard_hangs seconds=1 ") for line in SAID)
+    assert json.loads((place / "watch" / "watch.json").read_text())["prevention"] == "hangs"
+    assert given == [["systemctl", "kill", "--signal=KILL", *antivirus.UNITS]] * ended
+    assert not Path("/proc", (place / "pid").read_text().strip()).exists()
+
+
+def guarding(monkeypatch, place, *directories: Path, mounted: tuple[Path, ...] = ()) -> None:
+    """Have the kernel guard these directories, and file systems mounted on those."""
+    monkeypatch.setattr(antivirus, "unguarded", UNGUARDED)
+    monkeypatch.setattr(antivirus, "run", lambda _command, _seconds: (0, "42\n"))
+    monkeypatch.setattr(antivirus, "mounts", lambda: {"/": 7, **{str(path): 8 for path in mounted}})
+    found = {(8 if any(path.is_relative_to(top) for top in mounted) else 7, path.stat().st_ino) for path in directories}
+    monkeypatch.setattr(antivirus, "marks", lambda pid: found if pid == "42" else set())
+
+
+UNGUARDED = antivirus.unguarded
+
+
+def test_directory_that_the_kernel_does_not_guard_is_named(monkeypatch, place):
+    """The path itself, one below it, and what is mounted below it; not what is excluded, nor on another device by chance."""
+    tops = {name: place / "srv" / name for name in (".", "a", "a/b", "data", "data/x", "backup", "backup/y")}
+    for path in tops.values():
+        path.mkdir(parents=True, exist_ok=True)
+    words = settings(place, paths=[str(place / "srv")], excluded=[str(place / "srv/backup")])
+    all_of_it = [tops[name] for name in (".", "a", "a/b", "data", "data/x")]
+    guarding(monkeypatch, place, *all_of_it, mounted=(tops["data"],))
+    assert antivirus.unguarded(words) == []
+    assert antivirus.wanted(words, antivirus.mounts()) == [str(tops["data"]), str(place / "srv")]
+    words["paths"].append(str(tops["a/b"]))
+    assert antivirus.wanted(words, antivirus.mounts()) == [str(tops["data"]), str(place / "srv")], "it is within another"
+    for missing in all_of_it:
+        guarding(monkeypatch, place, *(path for path in all_of_it if path != missing), mounted=(tops["data"],))
+        assert antivirus.unguarded(words) == [str(missing)]
+    guarding(monkeypatch, place, *all_of_it)
+    monkeypatch.setattr(antivirus, "mounts", lambda: {"/": 9})
+    assert len(antivirus.unguarded(words)) == 5
+    words["paths"].append(str(place / "gone"))
+    assert str(place / "gone") in antivirus.unguarded(words)
+
+
+@pytest.mark.parametrize(("noted", "seconds", "again"), [([], 9999, True), (["/srv/x"], 9999, False), ([], 10, False)])
+def test_guard_begins_anew_once_for_what_it_does_not_guard(monkeypatch, place, noted, seconds, again):
+    """That mends what was mounted since. What it does not mend is said, and does not have the guard begin for ever."""
+    monkeypatch.setattr(antivirus, "trial", lambda: "working")
+    monkeypatch.setattr(antivirus, "unguarded", lambda _settings: ["/srv/x"])
+    monkeypatch.setattr(antivirus, "age", lambda _unit: seconds)
+    (place / "watch" / "watch.json").write_text(json.dumps({"unguarded": noted}))
+    given = answers(monkeypatch, (0, ""))
+    antivirus.watch(settings(place))
+    assert any(line.startswith("event=path_unguarded paths=/srv/x count=1 ") for line in SAID)
+    assert bool(given) is again
+    noted = json.loads((place / "watch" / "watch.json").read_text())
+    assert noted["unguarded"] == ["/srv/x"] and "path_unguarded" in noted["wrong"]
+
+
+def test_marks_are_those_that_can_refuse(monkeypatch):
+    """As the kernel shows them; what is only told is not guarded."""
+    text = (
+        "fanotify flags:10 event-flags:8000\nfanotify ino:2a sdev:fe00001 mflags:0 mask:8030000 ignored_mask:0 fhandle-bytes:8\n"
+        "fanotify ino:2b sdev:fe00001 mflags:0 mask:8000020 ignored_mask:10000\ninotify wd:1 ino:2a sdev:1 mask:10000\n"
+    )
+    monkeypatch.setattr(antivirus.glob, "glob", lambda _pattern: [str(made)])
+    made = Path(antivirus.STATE, "fdinfo")
+    made.write_text(text)
+    assert antivirus.marks("1") == {(0xFE00001, 0x2A)}
+
+
+def test_guard_is_given_what_is_mounted(monkeypatch, place):
+    """Inner paths first, the canary last, and nothing that is not there, at which clamonacc would end its work."""
+    config = "LocalSocket /x\nOnAccessIncludePath /old\nOnAccessExcludePath /y\n"
+    (place / "clamd.conf").write_text(config)
+    (place / "srv" / "data").mkdir(parents=True)
+    (place / "srv" / "a b").mkdir()
+    for name, path in (("CONFIG", "clamd.conf"), ("GUARDED", "guarded.conf")):
+        monkeypatch.setattr(antivirus, name, str(place / path))
+    monkeypatch.setattr(antivirus, "mounts", lambda: {"/": 1, str(place / "srv/data"): 2, str(place / "srv/a b"): 3})
+    antivirus.paths(settings(place, paths=[str(place / "gone"), str(place / "srv")]))
+    assert (place / "guarded.conf").read_text() == (
+        f"LocalSocket /x\nOnAccessExcludePath /y\nOnAccessIncludePath {place}/srv/data\nOnAccessIncludePath {place}/srv\n"
+        f"OnAccessIncludePath {antivirus.CANARIES}\n"
+    )
+
+
+def test_mounts_of_this_machine():
+    """Devices are counted as the kernel does in fdinfo: twelve bits more than a byte."""
+    assert "/" in antivirus.mounts() and all(isinstance(device, int) for device in antivirus.mounts().values())
+
+
+# ------------------------------------------------------------------------------------------------------------------------------
+# Scans
+
+
+def scanned(monkeypatch, place, *said: tuple[int, str], canary: bool = True, restarted: bool = False) -> list[list[str]]:
+    """Have a scan of two paths answered; return the commands."""
+    monkeypatch.setattr(antivirus, "proved", lambda _settings: canary)
+    turns = iter(range(9))
+    monkeypatch.setattr(antivirus, "scanners", lambda: [str(next(turns) if restarted else 1)])
+    return answers(monkeypatch, *said)
+
+
+def test_scan_that_saw_all_counts(monkeypatch, place):
+    """Guarded paths with quarantine, the rest without; what was found is noted."""
     first = "/srv/a b: Lab.First.UNOFFICIAL FOUND\n/srv/a b: moved to '/q/a b'\n"
-    second = f"{canary}: Bulwark.Canary.UNOFFICIAL FOUND\n/opt/x: Win.Test.EICAR_HDB-1 FOUND\nERROR: Can't access file /proc/1\n"
-    given = answers(monkeypatch, (1, first), (2, second))
+    second = "/opt/x: Win.Test.EICAR_HDB-1 FOUND\nERROR: Can't access file /proc/1\n/tmp/s: Failed to open file\n"
+    given = scanned(monkeypatch, place, (1, first), (2, second))
     assert antivirus.scan(settings(place)) == 0
-    assert f"--move={place / 'quarantine'}" in given[0] and not any("--move" in word for word in given[1])
-    assert given[1][-1] == str(place / "canaries")
+    assert given == [["clamdscan", f"--move={place}/quarantine", str(place)], ["rest", str(place)]]
     noted = json.loads((place / "state" / "scan.json").read_text())
-    assert noted["found"] == [["/srv/a b", "Lab.First.UNOFFICIAL"], ["/opt/x", "Win.Test.EICAR_HDB-1"]] and noted["errors"] == 1
-    assert not Path(canary).exists()
+    assert noted["found"] == [["/srv/a b", "Lab.First.UNOFFICIAL"], ["/opt/x", "Win.Test.EICAR_HDB-1"]] and noted["errors"] == 2
+    assert noted["paths"] == [str(place), str(place)]
 
 
-def test_scan_that_misses_the_canary_does_not_count(monkeypatch, place):
-    """Whatever its exit code says."""
-    answers(monkeypatch, (0, ""), (0, ""))
+@pytest.mark.parametrize(
+    "said",
+    [
+        (2, "ERROR: Could not connect to clamd on LocalSocket /run/clamav/clamd.ctl: Connection refused\n"),
+        (1, "/srv/x: Lab.First FOUND\n/srv/y: no reply from clamd\n"),
+        (2, "/srv/y: stat() failed with No such file or directory, clamd may not be responding\n"),
+        (2, "ERROR: Communication error\n"),
+        (2, "ERROR: Can't send to clamd: Broken pipe\n"),
+        (0, "WARNING: Directory recursion limit reached\n"),
+        (127, "No such file or directory"),
+    ],
+)
+def test_scan_that_was_given_up_does_not_count(monkeypatch, place, said):
+    """Whatever its exit code is: what it found first hides that it saw nothing later."""
+    scanned(monkeypatch, place, said, (0, ""))
     assert antivirus.scan(settings(place)) == 1
     assert not (place / "state" / "scan.json").exists()
-    assert SAID[-1].startswith("event=scan_failed")
+    assert SAID[-1].startswith(f"event=scan_failed paths={place} ")
+
+
+@pytest.mark.parametrize("words", [{"canary": False}, {"restarted": True}])
+def test_scan_without_the_same_scanner_to_the_end_does_not_count(monkeypatch, place, words):
+    """Neither one that misses the canary, nor one of which the scanner did not live to see the end."""
+    scanned(monkeypatch, place, (0, ""), (0, ""), **words)
+    assert antivirus.scan(settings(place)) == 1
+    assert not (place / "state" / "scan.json").exists()
+
+
+def test_path_that_is_not_there_is_said_and_not_noted(monkeypatch, place):
+    """What was not scanned is not said to have been."""
+    scanned(monkeypatch, place, (0, ""))
+    assert antivirus.scan(settings(place, scan_paths=["/nowhere"])) == 0
+    assert any(line.startswith("event=scan_path_missing path=/nowhere ") for line in SAID)
+    assert json.loads((place / "state" / "scan.json").read_text())["paths"] == [str(place)]
+
+
+def test_canary_is_found_where_it_lies(monkeypatch, place):
+    """By its path and its signature; afterwards it is gone. A name that only says so is no proof."""
+    canary = place / "canaries" / "bulwark-scan-canary"
+    answers(monkeypatch, (1, f"{canary}: Bulwark.Canary.UNOFFICIAL FOUND\n"), (1, f"/x{canary}: Bulwark.Canary FOUND\n"), (0, ""))
+    assert [antivirus.proved(settings(place)) for _turn in range(3)] == [True, False, False]
+    assert not canary.exists()
 
 
 def test_end_of_a_unit_is_said_with_what_it_means(monkeypatch):

@@ -14,7 +14,7 @@ NOW = 1_795_608_000.0  # 2026-11-25 12:00 UTC
 @pytest.fixture
 def place(monkeypatch, tmp_path):
     """Have directories of a host."""
-    for name in ("DIRECTORY", "STATE", "DATABASES"):
+    for name in ("DIRECTORY", "STATE", "WATCH", "DATABASES"):
         (tmp_path / name.lower()).mkdir()
         monkeypatch.setattr(antivirus, name, str(tmp_path / name.lower()))
     monkeypatch.setattr(antivirus.time, "time", lambda: NOW)
@@ -62,7 +62,7 @@ def test_what_was_never_confirmed_is_not_fresh(place, noted, hours):
 
 
 def test_marks():
-    """Only what may be refused counts, on inodes and on mounts; flags of the descriptor and inotify do not."""
+    """Only what may be refused counts; flags of the descriptor and inotify do not."""
     text = (
         "pos:\t0\nflags:\t02\nfanotify flags:10 event-flags:8000\n"
         "fanotify ino:2a sdev:fe00000 mflags:0 mask:8010020 ignored_mask:0 fhandle-bytes:8\n"
@@ -70,8 +70,46 @@ def test_marks():
         "fanotify mnt_id:12 mflags:0 mask:20 ignored_mask:0\n"
         "inotify wd:1 ino:2a sdev:fe00000 mask:10000 ignored_mask:0\n"
     )
-    assert antivirus.marks(text) == 2
-    assert antivirus.marks("") == 0
+    assert antivirus.marks(text) == {(0xFE00000, 0x2A), (0xFE00000, 0x2B)}
+    assert antivirus.marks("") == set()
+
+
+def test_paths_and_mounts_that_the_kernel_does_not_guard(monkeypatch, tmp_path):
+    """A path of which only the canary beside it is guarded is not, nor is a disk that was mounted below it."""
+    for name in ("srv/data disk", "srv/backup", "home"):
+        (tmp_path / name).mkdir(parents=True)
+    srv = str(tmp_path / "srv")
+    text = f"1 0 254:1 / / rw - ext4 x rw\n2 1 8:16 / {srv}/data\\040disk rw - ext4 y rw\n3 1 8:17 / {srv}/backup rw\n"
+    assert antivirus.mounts(text) == {"/": 254 << 20 | 1, f"{srv}/data disk": 8 << 20 | 16, f"{srv}/backup": 8 << 20 | 17}
+    monkeypatch.setattr(antivirus, "read", lambda _path: text)
+    known = {(254 << 20 | 1, (tmp_path / "srv").stat().st_ino), (254 << 20 | 1, (tmp_path / "srv/data disk").stat().st_ino)}
+    seen = antivirus.unguarded([srv, str(tmp_path / "home"), "/gone"], [f"{srv}/backup"], known)
+    assert seen == ["/gone", str(tmp_path / "home"), str(tmp_path / "srv/data disk")]
+    more = {(254 << 20 | 1, (tmp_path / "home").stat().st_ino), (8 << 20 | 16, (tmp_path / "srv/data disk").stat().st_ino)}
+    assert antivirus.unguarded([srv, str(tmp_path / "home")], [f"{srv}/backup"], known | more) == []
+
+
+def test_what_others_noted_is_nothing(monkeypatch, place):
+    """The evidence that all is well is root's; whoever else wrote it may have had reasons."""
+    (place / "watch" / "watch.json").write_text(json.dumps({"at": NOW - 60, "wrong": [], "prevention": "working"}))
+    real = antivirus.os.stat
+    owner = {"uid": 0}
+
+    class About:
+        def __init__(self, path):
+            self.st_uid, self.st_mode = owner["uid"], real(path).st_mode
+
+    monkeypatch.setattr(antivirus.os, "stat", lambda path, **_more: About(path))
+    assert antivirus.watch(NOW) == {"age_seconds": 60, "wrong": []}
+    owner["uid"] = 110
+    assert antivirus.watch(NOW) == {"age_seconds": None, "wrong": []}
+
+
+def test_size_of_the_quarantine(place):
+    """What was caught counts; a directory that is not there holds nothing."""
+    (place / "state" / "caught").write_bytes(b"x" * (3 << 20))
+    assert antivirus.quarantine(str(place / "state"))["mib"] == 3
+    assert antivirus.quarantine("/nowhere")["mib"] == 0
 
 
 def test_scan_names_what_is_still_there(place, tmp_path):
@@ -80,6 +118,9 @@ def test_scan_names_what_is_still_there(place, tmp_path):
     infected = tmp_path / "infected"
     infected.write_text("x")
     noted = {"finished": NOW - 43200, "proved": True, "paths": ["/"], "found": [[str(infected), "A"], [f"{infected}-gone", "B"]]}
+    (place / "state" / "scan.json").write_text(json.dumps(noted))
+    (place / "state" / "scan.json").write_text(json.dumps({**noted, "finished": NOW + 86400}))
+    assert antivirus.scan(NOW)["age_days"] > 1000, "what is yet to come never was"
     (place / "state" / "scan.json").write_text(json.dumps(noted))
     assert antivirus.scan(NOW) == {"age_days": 0.5, "proved": True, "paths": ["/"], "remaining": [str(infected)]}
 
