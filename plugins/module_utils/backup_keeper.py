@@ -5,7 +5,7 @@
 
     backup_keeper check [--all]       read a slice of every copy (or all of it), and name what is broken, missing or foreign
     backup_keeper pull                fetch what is new in the repositories of other sites
-    backup_keeper prune --host NAME   let copies go whose time is over; the host's key comes on standard input
+    backup_keeper prune --host NAME   let copies go whose time is over; keys come on standard input, one a line
 
 restic names each file by the SHA-256 of what is in it. So whether a file is as it was written can be told without any key, and by
 whoever has a second copy. What was there once and is gone is known from a ledger. The settings, /etc/bulwark/backup_keeper.json:
@@ -13,7 +13,8 @@ whoever has a second copy. What was there once and is gone is known from a ledge
     {"name", "directory", "hosts": [names], "slices": n, "retention_days": n, "free_percent": n, "site",
      "pulls": [{"server", "site", "address", "port", "hosts": [names]}]}
 
-Below the directory lie hosts/<host> (where hosts add), offsite/<server>/<host> (fetched) and escrow/<host>.json (sealed keys).
+Below the directory lie hosts/<host> (where hosts add), offsite/<server>/<host> (fetched) and escrow/<host>/<SHA-256>.json (sealed
+keys, each called by what is in it).
 """
 
 from __future__ import annotations
@@ -404,7 +405,19 @@ def restic(path: str, key: str, *words: str) -> str:
     return done.stdout
 
 
-def prune(settings: dict, name: str, key: str) -> int:
+def opening(path: str, keys: list[str]) -> str:
+    """Return the key that opens a copy: a host that had several was sealed several times."""
+    said = KeeperError("no key came on standard input")
+    for key in keys:
+        try:
+            restic(path, key, "--no-lock", "cat", "config")
+            return key
+        except KeeperError as exc:
+            said = exc
+    raise said
+
+
+def prune(settings: dict, name: str, keys: list[str]) -> int:
     """Let go what has outlived its time, and write down what that was."""
     if settings["retention_days"] < LEAST_DAYS:
         raise KeeperError(f"copies are kept at least {LEAST_DAYS} days (MA-2.4b), not {settings['retention_days']}")
@@ -414,6 +427,7 @@ def prune(settings: dict, name: str, key: str) -> int:
     now, ledger = time.time(), load(ledger_path(name))
     if ledger.get("broken"):
         raise KeeperError(f"{name}: {len(ledger['broken'])} files are broken; nothing goes before they are whole again")
+    key = opening(path, keys)
     found = json.loads(restic(path, key, "--no-lock", "snapshots", "--json"))
     for entry in found:
         entry["arrived"] = os.stat(os.path.join(path, "snapshots", entry["id"])).st_mtime
@@ -454,7 +468,7 @@ def main(argv: list[str] | None = None) -> int:
                 return pull(settings, settings["name"])
             if not args.host:
                 raise KeeperError("--host: which copy?")
-            return prune(settings, args.host, sys.stdin.readline().strip())
+            return prune(settings, args.host, sys.stdin.read().split())
     except (KeeperError, OSError, KeyError, ValueError) as exc:
         say("failed", True, action=args.action, problem=f"{type(exc).__name__}: {exc}")
         return 2

@@ -88,6 +88,12 @@ class Host:
         code = f"import json, time; p = {path!r}; d = json.load(open(p)); {change}; json.dump(d, open(p, 'w'), indent=1)"
         self.host.check_output("python3 -c %s", code)
 
+    def sealed(self) -> str:
+        """Return the command that shows the newest sealed key, as docs/backup.md has it."""
+        place = f"/srv/backup/escrow/{self.target.name}"
+        show = """python3 -c 'import json, sys; print(json.load(sys.stdin)["sealed"])'"""
+        return f"cat {place}/$(ls -t {place} | head -n 1) | {show}"
+
     def test(self) -> dict:
         """Run the restore test; return its result."""
         self.host.run(f"{AGENT} restore-test")
@@ -292,16 +298,35 @@ def test_restore_test_finds_what_is_not_as_it_was(host, backup):
 
 def test_a_custodian_alone_restores(host, backup):
     """With the repository's disk, a custodian's key, and nothing of the host."""
-    sealed = f"/srv/backup/escrow/{backup.target.name}.json"
-    show = f"import json; print(json.load(open('{sealed}'))['sealed'])"
     for number, secret in enumerate(CUSTODIANS):
         host.check_output("printf '%s\\n' %s >/root/custodian", "%s", secret)
         keep = "import json, sys; print(json.load(sys.stdin)['password'])"  # not as a word of a command: sudo writes those down
-        host.check_output("python3 -c %s | age -d -i /root/custodian | python3 -c %s >/root/key", show, keep)
+        host.check_output(f"{backup.sealed()} | age -d -i /root/custodian | python3 -c %s >/root/key", keep)
         host.check_output(f"restic -r /srv/backup/hosts/{backup.target.name} --password-file /root/key --no-cache --no-lock -q "
                           f"restore latest --tag set:records --target /root/custodian{number}")  # fmt: skip
         assert backup.look(f"/root/custodian{number}{RECORDS}") == backup.look()
     host.check_output("rm -f /root/custodian /root/key")
+
+
+def test_a_key_that_is_lost_is_not_made_anew(host, backup):
+    """Neither a host that forgot its key, nor one that somebody made forget it, makes the old backups worthless."""
+    escrow, before = f"/srv/backup/escrow/{backup.target.name}", backup.snapshots("records")
+    kept = host.check_output(f"cd {escrow} && sha256sum *")
+    host.check_output(f"mv {SECRETS}/password /root/key-lost; mv {SECRETS}/escrow.json /root/escrow-lost")
+    for left in ("true", f": >{SECRETS}/password"):
+        host.check_output(left)
+        with pytest.raises(pytest.fail.Exception, match="custodian"):
+            backup.target.reapply()
+        assert host.check_output(f"cd {escrow} && sha256sum *") == kept
+    host.check_output("printf '%s\\n' %s >/root/custodian", "%s", CUSTODIANS[1])
+    keep = "import json, sys; print(json.load(sys.stdin)['password'])"
+    host.check_output(f"{backup.sealed()} | age -d -i /root/custodian | python3 -c %s >{SECRETS}/password", keep)
+    host.check_output("rm /root/custodian")
+    assert host.run(f"cmp {SECRETS}/password /root/key-lost").rc == 0, "what a custodian opens is what was lost"
+    backup.target.reapply()  # sealed anew, beside the old one
+    assert set(kept.splitlines()) < set(host.check_output(f"cd {escrow} && sha256sum *").splitlines())
+    assert backup.snapshots("records") == before
+    backup.run("records")
 
 
 @pytest.fixture
@@ -317,9 +342,8 @@ def bare(target):
 def test_a_lost_host_is_built_anew_and_serves(host, backup, bare):
     """All that is used is what a custodian opens, on a machine that never knew the host."""
     container, address = bare
-    show = f"import json; print(json.load(open('/srv/backup/escrow/{backup.target.name}.json'))['sealed'])"
     host.check_output("printf '%s\\n' %s >/root/custodian", "%s", CUSTODIANS[0])
-    opened = json.loads(host.check_output("python3 -c %s | age -d -i /root/custodian; rm /root/custodian", show))
+    opened = json.loads(host.check_output(f"{backup.sealed()} | age -d -i /root/custodian; rm /root/custodian"))
     backup.run()
 
     def there(command: str, data: str = "") -> str:

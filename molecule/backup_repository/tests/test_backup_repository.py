@@ -30,8 +30,11 @@ open(access, "w").write("\n".join([*kept, line]) + "\n")
 keys = json.loads(sys.argv[2])
 words = [word for key in keys for word in ("-r", key)]
 sealed = subprocess.run(["age", "-a", *words], input=("key-" + host).encode(), capture_output=True, check=True).stdout.decode()
-with open(f"/srv/backup/escrow/{host}.json", "w") as stream:
-    json.dump({"host": host, "custodians": [{"name": k[:9], "key": k} for k in keys], "sealed": sealed}, stream)
+told = {"host": host, "custodians": [{"name": k[:9], "key": k} for k in keys], "of": "", "sealed": sealed}
+text = json.dumps(told, indent=1, sort_keys=True) + "\n"
+os.makedirs(f"/srv/backup/escrow/{host}", mode=0o700, exist_ok=True)
+for path in (f"/srv/backup/escrow/{host}/{name}" for name in os.listdir(f"/srv/backup/escrow/{host}")): os.unlink(path)
+with open(f"/srv/backup/escrow/{host}/{hashlib.sha256(text.encode()).hexdigest()}.json", "w") as stream: stream.write(text)
 """
 
 
@@ -275,8 +278,8 @@ def test_what_is_broken_there_is_not_fetched(host, repository):
 
 
 def test_each_custodian_alone_opens_the_key(host, repository):
-    show = 'import json; print(json.load(open("/srv/backup/escrow/ward-1.json"))["sealed"])'
-    host.check_output("python3 -c %s >/root/sealed.age", show)
+    show = 'import json, sys; print(json.load(sys.stdin)["sealed"])'
+    host.check_output("cat /srv/backup/escrow/ward-1/*.json | python3 -c %s >/root/sealed.age", show)
     for number, secret in enumerate(CUSTODIANS):
         host.check_output("printf '%s\\n' %s >/root/custodian", "%s", secret)
         host.check_output(f"age -d -i /root/custodian -o /root/k{number} /root/sealed.age")

@@ -17,6 +17,7 @@ import ssl
 import stat
 import time
 
+from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
     file_facts,
     load,
@@ -47,7 +48,7 @@ def collect() -> dict:
                   less than zero when it is not; problem, files, databases, moved}}
     undeclared    clusters of PostgreSQL that are here although no database of that kind is declared
     door          {delete: the answer to an attempt to delete, without_password: to one without password; 0 if nobody answers}
-    escrow        {custodians: public keys to which the key is sealed}
+    escrow        {custodians: public keys to which the key is sealed, of_this_key: it is the key in use, recipients: number}
     restore_test  {days: since the last that passed, passed: whether the last did, at, seconds, sets, structure}
     documents     {inventory: what is described, hours: since the sheet of recovery was written}
     """
@@ -56,7 +57,7 @@ def collect() -> dict:
     parts = {
         "timer": timer, "settings": lambda: settings, "secrets": secrets, "missing": missing, "open": loose,
         "sets": lambda: sets(settings, status), "undeclared": lambda: undeclared(settings), "door": lambda: door(settings),
-        "escrow": escrow, "restore_test": lambda: restore_test(status), "documents": documents,
+        "escrow": lambda: escrow(settings), "restore_test": lambda: restore_test(status), "documents": documents,
     }  # fmt: skip
     data: dict = {}
     seen, data["unobserved"] = look(parts, OSError)
@@ -151,10 +152,17 @@ def knock(address: str, authority: str, method: str, path: str, headers: dict) -
         return 0
 
 
-def escrow() -> dict:
-    """Return to whom the key is sealed."""
+def escrow(settings: dict) -> dict:
+    """Return to whom the key is sealed, and whether the seal is that of the key which is in use."""
     about = load(os.path.join(SECRETS, "escrow.json"))
-    return {"custodians": sorted(entry["key"] for entry in about.get("custodians", []))}
+    words = [os.path.join(SECRETS, name) for name in ("access", "password")]
+    there = settings and all(os.path.exists(path) for path in words)
+    inside = backup_escrow.inside(settings["host"], settings["address"], *(read(path).strip() for path in words)) if there else {}
+    return {
+        "custodians": sorted(entry["key"] for entry in about.get("custodians", [])),
+        "of_this_key": bool(inside) and about.get("of") == backup_escrow.mark(inside),
+        "recipients": backup_escrow.recipients(str(about.get("sealed", ""))),
+    }
 
 
 def restore_test(status: dict) -> dict:

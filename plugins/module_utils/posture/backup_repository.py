@@ -8,7 +8,6 @@ No key and no password is returned, and none of the copies is opened: the reposi
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import pwd
@@ -20,6 +19,7 @@ import stat
 import time
 import warnings
 
+from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow
 from ansible_collections.bulwark.hardening.plugins.module_utils import backup_keeper as keeper
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture import log_forward
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.certificates import certificate
@@ -56,7 +56,7 @@ def collect() -> dict:
     store         {exists, odd: [what somebody else owns or may read]}
     report        {hours: since the last look, broken: [copy: file what], copies: {name: about}, bytes}
     pulls         {server: {host: {hours since it was last fetched whole, problem}}}
-    escrow        {host: {custodians: their public keys, recipients: how many can open it}}
+    escrow        [{host, custodians: their public keys, recipients: how many can open it, whole: no byte has turned}]
     capacity      {free_percent, free_bytes, days_that_fit: None while less than two days are known or they shrink}
     retention     {days: as the keeper has them, too_early: [what was let go before its time]}
     """
@@ -214,30 +214,29 @@ def pulls() -> dict:
     }  # fmt: skip
 
 
-def escrow(directory: str) -> dict:
-    """Return to whom each host's key is sealed: as it was written down, and how many the sealed text itself says."""
-    place, found = os.path.join(directory, "escrow"), {}
-    for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
-        if name.endswith(".json"):
-            try:
-                about = json.loads(read(os.path.join(place, name)))
-                keys = sorted(entry["key"] for entry in about["custodians"])
-                found[name[:-5]] = {"custodians": keys, "recipients": recipients(about["sealed"])}
-            except (ValueError, KeyError, TypeError, AttributeError):
-                found[name[:-5]] = {"custodians": [], "recipients": 0}
+def escrow(directory: str) -> list[dict]:
+    """Return the sealed keys: to whom, as it was written down and as the seal says, and whether a byte has turned."""
+    place, found = os.path.join(directory, "escrow"), []
+    for host in sorted(os.listdir(place)) if os.path.isdir(place) else ():
+        found += [{"host": host, **seal(os.path.join(place, host, name))} for name in names_in(os.path.join(place, host))]
     return found
 
 
-def recipients(sealed: str) -> int:
-    """Return for how many keys a text of age(1) is sealed; 0 if it is none."""
-    lines = [line for line in sealed.splitlines() if line and not line.startswith("-----")]
+def names_in(place: str) -> list[str]:
+    """Return what lies in a directory, but for what is on its way; what is none is odd itself."""
+    return sorted(name for name in os.listdir(place) if not name.startswith(".new-")) if os.path.isdir(place) else [""]
+
+
+def seal(path: str) -> dict:
+    """Return {custodians, recipients, whole} of a sealed key."""
     try:
-        head = base64.b64decode("".join(lines), validate=True)
-    except ValueError:
-        return 0
-    if not head.startswith(b"age-encryption.org/v1\n"):
-        return 0
-    return head.split(b"\n---", 1)[0].count(b"\n-> X25519 ")
+        text = read(path)
+        about = json.loads(text)
+        keys = sorted(entry["key"] for entry in about["custodians"])
+        whole = os.path.basename(path) == backup_escrow.name_of(text)
+        return {"custodians": keys, "recipients": backup_escrow.recipients(about["sealed"]), "whole": whole}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CannotObserve):
+        return {"custodians": [], "recipients": 0, "whole": False}
 
 
 def capacity(directory: str) -> dict:

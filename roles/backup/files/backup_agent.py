@@ -181,7 +181,8 @@ def recovery_sheet(settings: dict) -> str:
     lines += [
         "", "1. Install the same release of Debian on a machine with the partitions of `inventory/partitions.json`,",
         "   `inventory/block-devices` and `inventory/logical-volumes`.",
-        f"2. A custodian opens `escrow/{settings['host']}.json` of the repository with age: that is the key (docs/backup.md).",
+        f"2. A custodian opens the newest of the repository's `escrow/{settings['host']}/` with age: that is the key",
+        "   (docs/backup.md).",
         "3. `restic restore latest --tag set:<set> --target /root/back` for each set, then",
         f"   `cp -a --remove-destination /root/back/. /`. State and dumps are below {STATE}.",
         "4. Install what `inventory/packages` lists (some of it comes by itself: `inventory/installed-automatically`).",
