@@ -150,6 +150,8 @@ removed:
 """
 
 import base64
+import contextlib
+import fcntl
 import grp
 import hashlib
 import json
@@ -157,6 +159,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterator
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow
@@ -263,8 +266,28 @@ def entered(params: dict, said: list[str], check: bool) -> dict:
     }  # fmt: skip
 
 
+@contextlib.contextmanager
+def alone(directory: str) -> Iterator[None]:
+    """Let only one at a time work in a directory: hosts enter themselves at the same moment."""
+    if not os.path.isdir(directory):
+        yield  # check mode, before anything is there
+        return
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def listed(params: dict, said: list[str], check: bool) -> list[str]:
     """Bring the list to what is wanted, and return who was taken off it."""
+    with alone(os.path.dirname(params["path"])):
+        return relisted(params, said, check)
+
+
+def relisted(params: dict, said: list[str], check: bool) -> list[str]:
+    """Do so, while nobody else does."""
     path, name = params["path"], params["name"]
     before = dict(line.split(":", 1) for line in load(path).splitlines() if ":" in line)
     after = {key: value for key, value in before.items() if params["names"] is None or key in params["names"]}

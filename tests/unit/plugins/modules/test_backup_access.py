@@ -7,6 +7,7 @@ import base64
 import grp
 import hashlib
 import json
+import multiprocessing
 import os
 
 import pytest
@@ -157,6 +158,22 @@ def test_a_sealed_key_of_which_a_byte_turned_is_written_again(tmp_path):
     (path,) = (tmp_path / "b").iterdir()
     path.write_text(path.read_text().replace("one", "onf"))
     assert enter(tmp_path, name="b", line="b:{SHA}y", escrow=given)[1] and json.loads(path.read_text()) == given
+
+
+def add(tmp_path, letter: str) -> None:
+    """Enter twenty hosts, one after the other, as a process of its own."""
+    for number in range(20):
+        enter(tmp_path, name=f"{letter}{number}", line=f"{letter}{number}:{{SHA}}x")
+
+
+def test_hosts_that_enter_at_the_same_moment_are_all_let_in(tmp_path):
+    both = [multiprocessing.get_context("fork").Process(target=add, args=(tmp_path, letter)) for letter in "ab"]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(60)
+    assert [one.exitcode for one in both] == [0, 0]
+    assert len((tmp_path / "list").read_text().splitlines()) == 40
 
 
 def test_whether_there_are_backups_is_told(tmp_path):
