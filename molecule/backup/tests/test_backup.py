@@ -308,6 +308,19 @@ def test_a_custodian_alone_restores(host, backup):
     host.check_output("rm -f /root/custodian /root/key")
 
 
+def test_what_is_kept_of_others_is_not_backed_up(host, backup):
+    """The whole of /srv is declared, and the repository lies there."""
+    backup.edit(f"{SECRETS}/settings.json", "d['sets'][1]['paths'] = ['/srv']")
+    backup.run("records")
+    listed = host.check_output(f"{RESTIC} --no-lock ls latest --tag set:records")
+    assert f"{RECORDS}/canary" in listed and "/srv/backup" not in listed
+    backup.edit(f"{SECRETS}/settings.json", "d['sets'][1]['paths'] = ['/srv/backup/hosts']")
+    failed = host.run(f"{AGENT} run --set records")
+    assert failed.rc == 1 and "backups of others" in failed.stderr
+    backup.target.reapply()
+    backup.run("records")
+
+
 def test_a_key_that_is_lost_is_not_made_anew(host, backup):
     """Neither a host that forgot its key, nor one that somebody made forget it, makes the old backups worthless."""
     escrow, before = f"/srv/backup/escrow/{backup.target.name}", backup.snapshots("records")

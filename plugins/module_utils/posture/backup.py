@@ -28,6 +28,7 @@ from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common i
 )
 
 SECRETS, STATE = "/etc/bulwark/backup", "/var/lib/bulwark/backup"
+KEEPER = "/etc/bulwark/backup_keeper.json"
 SECRET_FILES = ("access", "password", "repository", "settings.json", "escrow.json")
 FILES = (
     "/usr/local/lib/bulwark/backup_agent",
@@ -46,6 +47,7 @@ def collect() -> dict:
     open          what the agent keeps and somebody else could read or change
     sets          {name: {hours: since the newest whole backup began; late_hours: by how much that is more than its interval,
                   less than zero when it is not; problem, files, databases, moved}}
+    circles       sets whose last backup held, or may have held, the backups that this host keeps of others
     undeclared    clusters of PostgreSQL that are here although no database of that kind is declared
     door          {delete: the answer to an attempt to delete, without_password: to one without password; 0 if nobody answers}
     escrow        {custodians: public keys to which the key is sealed, of_this_key: it is the key in use, recipients: number}
@@ -56,8 +58,9 @@ def collect() -> dict:
     status = load(f"{STATE}/status.json")
     parts = {
         "timer": timer, "settings": lambda: settings, "secrets": secrets, "missing": missing, "open": loose,
-        "sets": lambda: sets(settings, status), "undeclared": lambda: undeclared(settings), "door": lambda: door(settings),
-        "escrow": lambda: escrow(settings), "restore_test": lambda: restore_test(status), "documents": documents,
+        "sets": lambda: sets(settings, status), "circles": lambda: circles(settings, status),
+        "undeclared": lambda: undeclared(settings), "door": lambda: door(settings), "escrow": lambda: escrow(settings),
+        "restore_test": lambda: restore_test(status), "documents": documents,
     }  # fmt: skip
     data: dict = {}
     seen, data["unobserved"] = look(parts, OSError)
@@ -119,6 +122,18 @@ def sets(settings: dict, status: dict) -> dict:
             "moved": about.get("moved", 0),
         }
     return found
+
+
+def circles(settings: dict, status: dict) -> list[str]:
+    """Return sets whose last backup did not leave out what this host keeps of others although it lies there."""
+    directory = load(KEEPER).get("directory")
+    if not directory:
+        return []
+    return [
+        entry["name"] for entry in settings.get("sets", [])
+        if any(f"{directory}/".startswith(f"{path.rstrip('/')}/") for path in entry["paths"])
+        and directory not in status.get("sets", {}).get(entry["name"], {}).get("left_out", [])
+    ]  # fmt: skip
 
 
 def undeclared(settings: dict) -> list[str]:

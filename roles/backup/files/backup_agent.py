@@ -41,6 +41,7 @@ import time
 from collections.abc import Iterator
 
 SECRETS, STATE, CACHE = "/etc/bulwark/backup", "/var/lib/bulwark/backup", "/var/cache/bulwark-backup"
+KEEPER = "/etc/bulwark/backup_keeper.json"  # on a host that keeps the backups of others
 BLOCK, SHOWN, KEPT_TESTS = 1 << 20, 20, 50
 HOUR, DAY = 3600, 86400
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
@@ -443,6 +444,17 @@ def repository(status: dict) -> None:
     status["repository"] = json.loads(restic("--no-lock", "--quiet", "cat", "config")[1])["id"]
 
 
+def copies_of_others() -> list[str]:
+    """Return where this host keeps backups, if it does. They are never part of one: two repositories would grow in circles."""
+    directory = load(KEEPER).get("directory")
+    return sorted({directory, os.path.realpath(directory)}) if directory else []
+
+
+def within(path: str, above: str) -> bool:
+    """Return whether a path is another one or lies below it."""
+    return f"{path.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
+
+
 def back_up(settings: dict, entry: dict, status: dict) -> None:
     """Back one set up, and note in the status how it went."""
     about = status.setdefault("sets", {}).setdefault(entry["name"], {})
@@ -462,12 +474,15 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
     gone = [path for path in entry["paths"] if not os.path.lexists(path)]
     if gone:
         raise AgentError(f"declared, but not there: {', '.join(gone)}")
+    others = copies_of_others()
+    if circles := [path for path in entry["paths"] for other in others if within(path, other)]:
+        raise AgentError(f"backups of others are no data of this host: {', '.join(circles)}")
     repository(status)
     inventory(settings)
     for base in entry["databases"]:
         dump(base)
     path = manifest_path(entry["name"])
-    excludes = [*entry["excludes"], settings["scratch"], CACHE]
+    excludes = [*entry["excludes"], settings["scratch"], CACHE, *others]
     manifest = make_manifest(entry["name"], entry["paths"], [*excludes, STATE], read_manifest(path))
     write(path, gzip.compress(json.dumps(manifest).encode("ascii"), 3))
     own = [os.path.join(STATE, part) for part in ("inventory", "RECOVERY.md", f"manifests/{entry['name']}.json.gz")]
@@ -487,6 +502,7 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
     return {
         "started": started, "success": time.time(), "snapshot": summary["snapshot_id"], "moved": len(moved),
         "files": summary["total_files_processed"], "added": summary["data_added"], "databases": len(entry["databases"]),
+        "left_out": excludes,
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sqlite3
 import time
@@ -113,3 +114,54 @@ def test_no_settings_is_an_error(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(agent, "SECRETS", str(tmp_path))
     assert agent.main(["tick"]) == 2
     assert "settings.json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An agent with places of its own, and a restic that does nothing but is asked."""
+    for name in ("SECRETS", "STATE", "CACHE"):
+        monkeypatch.setattr(agent, name, str(tmp_path / name.lower()))
+    monkeypatch.setattr(agent, "KEEPER", str(tmp_path / "keeper.json"))
+    monkeypatch.setattr(agent, "inventory", lambda settings, status=None: None)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "data" / "copies" / "hosts").mkdir(parents=True)
+    (tmp_path / "data" / "file").write_text("x")
+    return tmp_path
+
+
+SUMMARY = {"message_type": "summary", "snapshot_id": "5a", "total_files_processed": 1, "data_added": 1}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What restic was asked; its answers can be replaced."""
+    words: list[tuple] = []
+    answers = {"cat": (0, '{"id": "r"}'), "backup": (0, json.dumps(SUMMARY))}
+
+    def restic(*given, **_more):
+        words.append(given)
+        return answers.get(next(word for word in given if not word.startswith("--")), (0, ""))
+
+    monkeypatch.setattr(agent, "restic", restic)
+    restic.words, restic.answers = words, answers
+    return restic
+
+
+def settings(place, **more) -> dict:
+    """Return settings with one set."""
+    entry = {"name": "s", "interval_hours": 24, "paths": [str(place / "data")], "excludes": [], "databases": [], **more}
+    return {"host": "w", "server": "b", "site": "", "custodians": [], "splay_minutes": 0, "restore_test_days": 30,
+            "scratch": str(place / "scratch"), "sets": [entry]}  # fmt: skip
+
+
+def test_what_is_kept_of_others_is_left_out(place, asked):
+    given = settings(place)
+    (place / "keeper.json").write_text(json.dumps({"directory": str(place / "data" / "copies")}))
+    status: dict = {}
+    seen = agent.backed_up(given, given["sets"][0], status)
+    assert str(place / "data" / "copies") in seen["left_out"]
+    manifest = agent.read_manifest(agent.manifest_path("s"))
+    assert not [path for path in manifest["files"] if "copies" in path] and str(place / "data" / "file") in manifest["files"]
+    given["sets"][0]["paths"] = [str(place / "data" / "copies" / "hosts")]
+    with pytest.raises(agent.AgentError, match="backups of others"):
+        agent.backed_up(given, given["sets"][0], status)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the posture says of a host's backups: never better than it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture import backup
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Places of its own."""
+    for name in ("SECRETS", "STATE", "KEEPER"):
+        monkeypatch.setattr(backup, name, str(tmp_path / name.lower()))
+    (tmp_path / "secrets").mkdir()
+    return tmp_path
+
+
+def entry(name: str, *paths: str) -> dict:
+    """Return a set as the agent is told of it."""
+    return {"name": name, "paths": list(paths), "databases": [], "interval_hours": 24}
+
+
+def test_circles(place):
+    told = {"sets": [entry("a", "/srv"), entry("b", "/srv/backup/"), entry("c", "/srv/backups"), entry("d", "/")]}
+    assert backup.circles(told, {}) == []
+    (place / "keeper").write_text('{"directory": "/srv/backup"}')
+    assert backup.circles(told, {}) == ["a", "b", "d"]
+    done = {"sets": {"a": {"left_out": ["/srv/backup"]}, "d": {"left_out": ["/srv/backu"]}}}
+    assert backup.circles(told, done) == ["b", "d"]
+
+
+def test_a_seal_of_another_key_is_seen(place):
+    told = {"host": "w", "address": "b:1", "sets": []}
+    for name in ("access", "password"):
+        (place / "secrets" / name).write_text(f"{name}-1\n")
+    of = backup_escrow.mark(backup_escrow.inside("w", "b:1", "access-1", "password-1"))
+    (place / "secrets" / "escrow.json").write_text(json.dumps({"of": of, "custodians": [{"key": "age1"}], "sealed": "x"}))
+    assert backup.escrow(told) == {"custodians": ["age1"], "of_this_key": True, "recipients": 0}
+    (place / "secrets" / "password").write_text("password-2\n")
+    assert not backup.escrow(told)["of_this_key"]
+    assert not backup.escrow({})["of_this_key"]
