@@ -433,6 +433,7 @@ def prune(settings: dict, name: str, keys: list[str]) -> int:
         entry["arrived"] = os.stat(os.path.join(path, "snapshots", entry["id"])).st_mtime
     gone = outlived(found, settings["retention_days"], now)
     if gone:
+        restic(path, key, "unlock")  # what is left by one that was killed; a backup that runs keeps its lock
         restic(path, key, "forget", "--prune", *(entry["id"] for entry in gone))
         present, _foreign = files(path)
         ledger["files"] = {file: size for file, size in ledger.get("files", {}).items() if file in present}

@@ -48,6 +48,18 @@ cd {place} && {{ find . ! -type l -printf '%p %y %m %U %G %s %T@\n' -o -printf '
 find . -type f -print0 | sort -z | xargs -0 sha256sum
 getfacl -R -n -p . && getfattr -R -h -d -m - --absolute-names .; }} | cat -v
 """
+# Tidying up at the repository is killed in the middle, when its lock is there.
+KILLED_PRUNE = r"""
+install -o bulwark-backup -m 0400 {key} /run/prune-key
+for turn in $(seq 40); do
+  setsid setpriv --reuid bulwark-backup --regid bulwark-backup --clear-groups \
+    restic -r {store} --password-file /run/prune-key --no-cache prune >/dev/null 2>&1 & pid=$!
+  for wait in $(seq 200); do [ -z "$(ls {store}/locks)" ] || break; sleep 0.01; done
+  kill -9 -- -$pid; wait $pid 2>/dev/null
+  [ -z "$(ls {store}/locks)" ] || break
+done
+rm /run/prune-key
+"""
 SNIFF = """
 import socket, sys, time
 line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)); line.settimeout(0.5)
@@ -169,11 +181,17 @@ def test_killed_again_and_again_it_stays_sound(host, backup):
     host.check_output(f"head -c 3000000 /dev/urandom >{RECORDS}/large")
     kill = (
         f"for turn in $(seq 20); do head -c 400000 /dev/urandom >{RECORDS}/turn$turn; setsid {AGENT} run --set records & pid=$!; "
-        "sleep $(awk -v t=$turn 'BEGIN { print 0.1 + t * 0.07 }'); kill -9 -- -$pid; wait $pid; done >/dev/null 2>&1; true"
+        "sleep $(awk -v t=$turn 'BEGIN { print 0.1 + t * 0.07 }'); kill -9 -- -$pid && echo $turn >>/root/hit; wait $pid; "
+        "done >/dev/null 2>&1; true"
     )
     before = len(backup.snapshots("records"))
-    host.check_output("bash -c %s", kill)
-    print(f"{len(backup.snapshots('records')) - before} of 20 were done before they were killed")
+    host.check_output("rm -f /root/hit; bash -c %s", kill)
+    done = len(backup.snapshots("records")) - before
+    assert int(host.check_output("wc -l </root/hit")) > 5 and done < 20, "else nothing was killed in the middle"
+    store = f"/srv/backup/hosts/{backup.target.name}"
+    host.check_output("bash -c %s", KILLED_PRUNE.format(store=store, key=f"{SECRETS}/password"))
+    assert host.run(f"ls {store}/locks").stdout, "a lock that keeps all others out was left, else this proves little"
+    assert host.run(f"timeout 60 {RESTIC} backup /etc/hostname").rc != 0
     backup.run("records")
     host.check_output(f"{RESTIC} --no-lock check --read-data")
     place = "/root/after-kills"

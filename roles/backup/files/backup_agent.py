@@ -478,6 +478,7 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
     if circles := [path for path in entry["paths"] for other in others if within(path, other)]:
         raise AgentError(f"backups of others are no data of this host: {', '.join(circles)}")
     repository(status)
+    restic("--quiet", "unlock")  # what one that was killed left, here or as it tidied up there, would keep all others out
     inventory(settings)
     for base in entry["databases"]:
         dump(base)
@@ -559,6 +560,7 @@ def restored(settings: dict, entry: dict) -> dict:
     needed = sum(about.get("s", 0) for about in known.get("files", {}).values())
     if shutil.disk_usage(scratch).free < needed * 1.1:
         raise AgentError(f"{scratch}: not enough room to restore {needed} bytes; set backup_scratch_directory")
+    restic("--quiet", "unlock")
     restic("--quiet", "restore", newest["id"], "--target", root)
     manifest = read_manifest(root + manifest_path(entry["name"]))
     if not manifest:

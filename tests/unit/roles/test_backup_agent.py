@@ -165,3 +165,11 @@ def test_what_is_kept_of_others_is_left_out(place, asked):
     given["sets"][0]["paths"] = [str(place / "data" / "copies" / "hosts")]
     with pytest.raises(agent.AgentError, match="backups of others"):
         agent.backed_up(given, given["sets"][0], status)
+
+
+def test_locks_of_the_killed_are_taken_away_first(place, asked):
+    given = settings(place)
+    agent.backed_up(given, given["sets"][0], {})
+    named = [next(word for word in words if not word.startswith("--")) for words in asked.words]
+    assert named.index("unlock") < named.index("backup")
+    assert ("--quiet", "unlock") in asked.words, "those of others that live are left alone"

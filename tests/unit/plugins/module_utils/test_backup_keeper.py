@@ -192,3 +192,44 @@ def test_another_repository_under_the_same_name_is_not_fetched(copy, tmp_path):
     add(copy, "snapshots", b"new")
     seen = keeper.pull_copy(there, "w", str(here), "s/w")
     assert seen["broken"] and seen["new"] == 0
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """A keeper whose restic is only asked: one old snapshot and a new one."""
+    words: list[tuple] = []
+    place = tmp_path / "hosts" / "w"
+    (place / "snapshots").mkdir(parents=True)
+    found = []
+    for number, days in ((1, 90), (2, 1)):
+        name, at = f"{number:064x}", time.time() - days * DAY
+        (place / "snapshots" / name).write_text("x")
+        os.utime(place / "snapshots" / name, (at, at))
+        found.append({"id": name, "time": keeper.stamp(at), "hostname": "w", "tags": ["set:s"]})
+
+    def restic(_path, key, *given):
+        if key != "right":
+            raise keeper.KeeperError("wrong password")
+        words.append(given)
+        if given[0] == "forget":
+            for name in given[2:]:
+                (place / "snapshots" / name).unlink()
+        return json.dumps(found) if "snapshots" in given else ""
+
+    monkeypatch.setattr(keeper, "restic", restic)
+    monkeypatch.setattr(keeper, "STATE", str(tmp_path / "state"))
+    (tmp_path / "state").mkdir()
+    return {"words": words, "settings": {"directory": str(tmp_path), "retention_days": 35}, "ids": [one["id"] for one in found]}
+
+
+def test_letting_go_first_takes_away_locks_of_the_killed(asked):
+    assert keeper.prune(asked["settings"], "w", ["wrong", "right"]) == 0
+    assert [words[0] for words in asked["words"]][-2:] == ["unlock", "forget"]
+    assert asked["words"][-1] == ("forget", "--prune", asked["ids"][0])
+
+
+def test_without_the_key_nothing_goes(asked):
+    for keys in ([], ["wrong"]):
+        with pytest.raises(keeper.KeeperError):
+            keeper.prune(asked["settings"], "w", keys)
+    assert not asked["words"]
