@@ -189,6 +189,7 @@ def test_killed_again_and_again_it_stays_sound(host, backup):
     done = len(backup.snapshots("records")) - before
     assert int(host.check_output("wc -l </root/hit")) > 5 and done < 20, "else nothing was killed in the middle"
     store = f"/srv/backup/hosts/{backup.target.name}"
+    host.check_output(f"{RESTIC} unlock --remove-all")
     host.check_output("bash -c %s", KILLED_PRUNE.format(store=store, key=f"{SECRETS}/password"))
     assert host.run(f"ls {store}/locks").stdout, "a lock that keeps all others out was left, else this proves little"
     assert host.run(f"timeout 60 {RESTIC} backup /etc/hostname").rc != 0
@@ -311,7 +312,22 @@ def test_restore_test_finds_what_is_not_as_it_was(host, backup):
     assert not result["passed"] and "grep" in result["sets"]["system"]["problem"] and result["sets"]["records"]["identical"]
     backup.run("system")
     assert backup.test()["passed"]
-    assert not host.file("/var/lib/bulwark-restore-test").exists, "nothing of it stays"
+    assert not host.file("/var/lib/bulwark-restore-test/bulwark-restore-test").exists, "nothing of it stays"
+
+
+def test_a_restore_test_removes_nothing_of_others(host, backup):
+    """Somebody keeps things where it is tried, and even where exactly."""
+    base = "/var/lib/bulwark-restore-test"
+    host.check_output(f"install -d {base}/bulwark-restore-test && echo x | tee {base}/mine {base}/bulwark-restore-test/mine")
+    result = backup.test()
+    assert not result["passed"] and "not made by a restore test" in result["sets"]["records"]["problem"]
+    assert host.file(f"{base}/bulwark-restore-test/mine").exists
+    host.check_output(f"rm -r {base}/bulwark-restore-test")
+    assert backup.test()["passed"]
+    assert host.check_output(f"ls {base}") == "mine"
+    host.check_output(f"rm {base}/mine")
+    with pytest.raises(pytest.fail.Exception, match="must be a directory of its own"):
+        backup.target.reapply(backup_scratch_directory="/srv/records")
 
 
 def test_a_custodian_alone_restores(host, backup):

@@ -43,6 +43,7 @@ from collections.abc import Iterator
 SECRETS, STATE, CACHE = "/etc/bulwark/backup", "/var/lib/bulwark/backup", "/var/cache/bulwark-backup"
 KEEPER = "/etc/bulwark/backup_keeper.json"  # on a host that keeps the backups of others
 BLOCK, SHOWN, KEPT_TESTS = 1 << 20, 20, 50
+MARK = ".made-by-bulwark-backup"
 HOUR, DAY = 3600, 86400
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 # What a host is made of, beside its files: file in the inventory, command.
@@ -483,7 +484,7 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
     for base in entry["databases"]:
         dump(base)
     path = manifest_path(entry["name"])
-    excludes = [*entry["excludes"], settings["scratch"], CACHE, *others]
+    excludes = [*entry["excludes"], scratch_of(settings), CACHE, *others]
     manifest = make_manifest(entry["name"], entry["paths"], [*excludes, STATE], read_manifest(path))
     write(path, gzip.compress(json.dumps(manifest).encode("ascii"), 3))
     own = [os.path.join(STATE, part) for part in ("inventory", "RECOVERY.md", f"manifests/{entry['name']}.json.gz")]
@@ -507,6 +508,52 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
     }  # fmt: skip
 
 
+# --- room to restore ---------------------------------------------------------------------------------------------------
+
+
+def scratch_of(settings: dict) -> str:
+    """Return where restores are tried: a directory of the agent's own, below the one that was declared."""
+    return os.path.join(settings["scratch"], "bulwark-restore-test")
+
+
+def room(settings: dict) -> str:
+    """Make an empty directory to restore to, and return it. Refuse a place where something of somebody else would be at stake."""
+    base, place = settings["scratch"], scratch_of(settings)
+    declared = [path for entry in settings["sets"] for path in entry["paths"]]
+    declared += [base["path"] for entry in settings["sets"] for base in entry["databases"] if base.get("path")]
+    if wrong := [path for path in declared if within(path, base)]:
+        raise AgentError(f"{base}: is no place to restore to, for it holds what is backed up: {', '.join(wrong)}")
+    if wrong := [path for path in copies_of_others() if within(path, base) or within(base, path)]:
+        raise AgentError(f"{base}: is no place to restore to, for backups of others are kept there: {', '.join(wrong)}")
+    if not os.path.isdir(base):
+        os.mkdir(base)
+        os.chmod(base, 0o711)  # a database's account passes through; what is in it is closed to others
+    about = os.stat(base)
+    if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+        raise AgentError(f"{base}: is no place to restore to, for others can change what is in it")
+    clear(place)
+    os.mkdir(place)
+    os.chmod(place, 0o711)
+    write(os.path.join(place, MARK), b"Everything beside this file is removed after each restore test.\n")
+    return place
+
+
+def clear(place: str) -> None:
+    """Remove what a restore test left. The mark that says so goes last; without it nothing is removed."""
+    if not os.path.lexists(place):
+        return
+    if os.path.islink(place) or not os.path.isfile(os.path.join(place, MARK)):
+        raise AgentError(f"{place}: was not made by a restore test; somebody looks at it, and removes it")
+    for name in os.listdir(place):
+        path = os.path.join(place, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif name != MARK:
+            os.unlink(path)
+    os.unlink(os.path.join(place, MARK))
+    os.rmdir(place)
+
+
 # --- restoring ----------------------------------------------------------------------------------------------------------
 
 
@@ -520,8 +567,8 @@ def restore_test(settings: dict, status: dict) -> bool:
             result["sets"][entry["name"]] = restored(settings, entry)
         except (AgentError, OSError, KeyError, ValueError) as exc:
             result["sets"][entry["name"]] = {"identical": False, "problem": f"{type(exc).__name__}: {exc}"[:500]}
-        finally:
-            shutil.rmtree(settings["scratch"], ignore_errors=True)
+        with contextlib.suppress(AgentError, OSError):  # the next one says so, if it is still there
+            clear(scratch_of(settings))
         result["sets"][entry["name"]]["seconds"] = round(time.time() - part, 1)
     try:
         restic("--quiet", "--no-lock", "check")
@@ -550,10 +597,7 @@ def restored(settings: dict, entry: dict) -> dict:
     if not found:
         raise AgentError("there is no backup")
     newest = max(found, key=lambda one: one["time"])
-    scratch = settings["scratch"]
-    shutil.rmtree(scratch, ignore_errors=True)
-    os.mkdir(scratch)
-    os.chmod(scratch, 0o711)  # a database's account passes through; what is in it is closed to others
+    scratch = room(settings)
     root = os.path.join(scratch, "files")
     os.mkdir(root, 0o700)
     known = read_manifest(manifest_path(entry["name"]))

@@ -173,3 +173,47 @@ def test_locks_of_the_killed_are_taken_away_first(place, asked):
     named = [next(word for word in words if not word.startswith("--")) for words in asked.words]
     assert named.index("unlock") < named.index("backup")
     assert ("--quiet", "unlock") in asked.words, "those of others that live are left alone"
+
+
+def test_room_is_made_and_cleared_again(place):
+    made = agent.room(settings(place))
+    assert made == str(place / "scratch" / "bulwark-restore-test") and os.listdir(made) == [agent.MARK]
+    (Path(made) / "files" / "below").mkdir(parents=True)
+    (Path(made) / "files" / "link").symlink_to(place / "data")
+    assert os.listdir(agent.room(settings(place))) == [agent.MARK], "what one that was killed left goes first"
+    (place / "scratch" / "somebody's").write_text("x")
+    agent.clear(made)
+    assert os.listdir(place / "scratch") == ["somebody's"] and (place / "data" / "file").exists()
+
+
+@pytest.mark.parametrize("what", ["directory", "link", "file"])
+def test_what_is_not_its_own_is_never_removed(place, what):
+    made = place / "scratch" / "bulwark-restore-test"
+    made.parent.mkdir()
+    if what == "directory":
+        made.mkdir()
+        (made / "precious").write_text("x")
+    elif what == "link":
+        made.symlink_to(place / "data")
+        (place / "data" / agent.MARK).write_text("x")
+    else:
+        made.write_text("x")
+    with pytest.raises(agent.AgentError, match="not made by"):
+        agent.room(settings(place))
+    assert os.path.lexists(made / "precious" if what == "directory" else made) and (place / "data" / "file").exists()
+
+
+@pytest.mark.parametrize(
+    ("scratch", "said"), [("data", "what is backed up"), ("", "what is backed up"), ("copies/x", "of others")]
+)
+def test_no_room_where_something_else_lies(place, scratch, said):
+    (place / "keeper.json").write_text(json.dumps({"directory": str(place / "copies")}))
+    with pytest.raises(agent.AgentError, match=said):
+        agent.room({**settings(place), "scratch": str(place / scratch).rstrip("/")})
+
+
+def test_no_room_where_others_can_write(place):
+    (place / "scratch").mkdir()
+    (place / "scratch").chmod(0o777)
+    with pytest.raises(agent.AgentError, match="others"):
+        agent.room(settings(place))
