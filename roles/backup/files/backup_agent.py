@@ -43,6 +43,7 @@ from collections.abc import Iterator
 SECRETS, STATE, CACHE = "/etc/bulwark/backup", "/var/lib/bulwark/backup", "/var/cache/bulwark-backup"
 KEEPER = "/etc/bulwark/backup_keeper.json"  # on a host that keeps the backups of others
 BLOCK, SHOWN, KEPT_TESTS = 1 << 20, 20, 50
+KEPT_FREE = 0.05
 MARK = ".made-by-bulwark-backup"
 HOUR, DAY = 3600, 86400
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
@@ -220,6 +221,11 @@ def as_user(command: list[str], user: str, into: str = "", given: str = "", cwd:
 def dump_path(base: dict) -> str:
     """Return where a database's dump lies."""
     return os.path.join(STATE, "dumps", base["name"])
+
+
+def dump_paths(base: dict) -> list[str]:
+    """Return all files of a database's dump."""
+    return [dump_path(base)]
 
 
 def dump(base: dict) -> None:
@@ -410,8 +416,7 @@ def compare(manifest: dict, root: str, moved: set[str]) -> dict:
             seen = facts(there)
         except OSError:
             seen = {}
-        later = seen.get("n", 0) != wanted.get("n", 0) and seen.get("n", 0) > manifest["at"] * 1e9
-        if later or path in moved:
+        if path in moved:
             skipped += 1
             continue
         names = {"t": "type", "u": "owner", "g": "group", "m": "mode", "n": "time", "x": "extended attributes", "s": "size",
@@ -422,7 +427,8 @@ def compare(manifest: dict, root: str, moved: set[str]) -> dict:
             if digest(there) != wanted["h"]:
                 wrong = ["content"]
         if wrong:
-            different.append(f"{path}: {', '.join(wrong)}")
+            younger = seen.get("n", 0) > manifest["at"] * 1e9 and "time" in wrong
+            different.append(f"{path}: {', '.join(wrong)}{' (changed after the manifest was made)' if younger else ''}")
     return {"compared": len(manifest["files"]) - skipped, "moved": skipped, "different": different, "bytes": size}
 
 
@@ -488,7 +494,7 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
     manifest = make_manifest(entry["name"], entry["paths"], [*excludes, STATE], read_manifest(path))
     write(path, gzip.compress(json.dumps(manifest).encode("ascii"), 3))
     own = [os.path.join(STATE, part) for part in ("inventory", "RECOVERY.md", f"manifests/{entry['name']}.json.gz")]
-    own += [dump_path(base) for base in entry["databases"]]
+    own += [path for base in entry["databases"] for path in dump_paths(base)]
     with handed("".join(f"{item}\0" for item in [*entry["paths"], *own])) as listed, handed("\n".join(excludes) + "\n") as out:
         code, said = restic(
             "backup", "--json", "--host", settings["host"], "--tag", f"set:{entry['name']}", "--files-from-raw", listed,
@@ -564,7 +570,7 @@ def restore_test(settings: dict, status: dict) -> bool:
     for entry in settings["sets"]:
         part = time.time()
         try:
-            result["sets"][entry["name"]] = restored(settings, entry)
+            result["sets"][entry["name"]] = restored(settings, entry, status)
         except (AgentError, OSError, KeyError, ValueError) as exc:
             result["sets"][entry["name"]] = {"identical": False, "problem": f"{type(exc).__name__}: {exc}"[:500]}
         with contextlib.suppress(AgentError, OSError):  # the next one says so, if it is still there
@@ -590,27 +596,36 @@ def restore_test(settings: dict, status: dict) -> bool:
     return result["passed"]
 
 
-def restored(settings: dict, entry: dict) -> dict:
-    """Return how the newest backup of a set compares with what was backed up, and what its databases answered."""
-    words = ("snapshots", "--json", "--host", settings["host"], "--tag", f"set:{entry['name']}", "--latest", "1")
-    found = json.loads(restic("--no-lock", "--quiet", *words)[1])
-    if not found:
+def enough_room(place: str, known: dict, entry: dict) -> None:
+    """Refuse to restore where the file system would run full: files, dumps and what is made of them, and a little for others."""
+    dumps = sum(os.stat(path).st_size for base in entry["databases"] for path in dump_paths(base) if os.path.exists(path))
+    needed = sum(about.get("s", 0) for about in known.get("files", {}).values()) + 3 * dumps
+    disk = shutil.disk_usage(place)
+    if disk.free - needed < disk.total * KEPT_FREE:
+        raise AgentError(f"{place}: not enough room to restore {needed} bytes; set backup_scratch_directory")
+
+
+def restored(settings: dict, entry: dict, status: dict) -> dict:
+    """Return how the newest backup of a set compares with what was backed up, and whether its databases answered.
+
+    Which one is the newest this host knows by itself: what a backup says of its time may be wrong.
+    """
+    about = status.get("sets", {}).get(entry["name"], {})
+    snapshot = about.get("snapshot")
+    if not snapshot:
         raise AgentError("there is no backup")
-    newest = max(found, key=lambda one: one["time"])
     scratch = room(settings)
     root = os.path.join(scratch, "files")
     os.mkdir(root, 0o700)
     known = read_manifest(manifest_path(entry["name"]))
-    needed = sum(about.get("s", 0) for about in known.get("files", {}).values())
-    if shutil.disk_usage(scratch).free < needed * 1.1:
-        raise AgentError(f"{scratch}: not enough room to restore {needed} bytes; set backup_scratch_directory")
+    enough_room(scratch, known, entry)
     restic("--quiet", "unlock")
-    restic("--quiet", "restore", newest["id"], "--target", root)
+    restic("--quiet", "restore", snapshot, "--target", root)
     manifest = read_manifest(root + manifest_path(entry["name"]))
     if not manifest:
         raise AgentError("the backup holds no manifest")
     note = load(os.path.join(STATE, "manifests", f"{entry['name']}.moved.json"))
-    moved = set(note.get("moved", [])) if newest["id"].startswith(note.get("snapshot", "-")) else set()
+    moved = set(note.get("moved", [])) if note.get("snapshot") == snapshot else set()
     seen = compare(manifest, root, moved)
     answers = {base["name"]: ask(base, root + dump_path(base), scratch) for base in entry["databases"]}
     missing = [
@@ -619,8 +634,10 @@ def restored(settings: dict, entry: dict) -> dict:
         if not os.path.exists(f"{root}{STATE}/{name}")
     ]
     different = [*seen["different"], *(f"{name}: is missing" for name in missing)]
+    if entry["paths"] and not seen["compared"]:
+        different.append(f"nothing could be compared, {seen['moved']} files changed while they were backed up")
     return {
-        "identical": not different, "snapshot": newest["id"], "backed_up": newest["time"], "compared": seen["compared"],
+        "identical": not different, "snapshot": snapshot, "backed_up": stamp(about["started"]), "compared": seen["compared"],
         "moved": seen["moved"], "bytes": seen["bytes"], "different": different[:SHOWN], "databases": answers,
         "problem": f"{len(different)} differ: {'; '.join(different[:3])}" if different else "",
     }  # fmt: skip

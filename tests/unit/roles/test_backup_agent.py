@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import json
 import os
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -217,3 +219,71 @@ def test_no_room_where_others_can_write(place):
     (place / "scratch").chmod(0o777)
     with pytest.raises(agent.AgentError, match="others"):
         agent.room(settings(place))
+
+
+@pytest.fixture
+def backed(place, asked, monkeypatch):
+    """A host with one backup; restoring puts back what is on the disk now."""
+    given, status = settings(place), {"sets": {"s": {}}}
+    for name in ("inventory/packages", "inventory/partitions.json", "RECOVERY.md"):
+        (place / "state" / name).parent.mkdir(exist_ok=True)
+        (place / "state" / name).write_text("x")
+    agent.back_up(given, given["sets"][0], status)
+    assert status["sets"]["s"]["problem"] == ""
+    plain = agent.restic
+
+    def restic(*words, **more):
+        if "restore" in words:
+            root = words[-1]
+            for tree in (place / "data", place / "state"):
+                shutil.copytree(tree, root + str(tree), symlinks=True)
+        return plain(*words, **more)
+
+    restic.words = asked.words
+    monkeypatch.setattr(agent, "restic", restic)
+    monkeypatch.setattr(agent, "KEPT_FREE", 0.0)
+    return given, status
+
+
+def test_a_restore_test_passes_and_asks_for_the_backup_that_this_host_made(backed):
+    given, status = backed
+    assert agent.restore_test(given, status), status["restore_test"]
+    assert ("--quiet", "restore", "5a", "--target", agent.scratch_of(given) + "/files") in agent.restic.words
+    assert status["restore_test"]["sets"]["s"]["compared"] == 4
+    assert not os.path.exists(agent.scratch_of(given))
+
+
+def test_a_younger_file_than_the_manifest_is_no_excuse(backed, place):
+    given, status = backed
+    (place / "data" / "file").write_text("y")
+    os.utime(place / "data" / "file", (time.time() + 9, time.time() + 9))
+    assert not agent.restore_test(given, status)
+    assert "changed after" in status["restore_test"]["sets"]["s"]["problem"]
+
+
+def test_a_restore_test_that_compared_nothing_fails(backed, place):
+    given, status = backed
+    everything = list(agent.read_manifest(agent.manifest_path("s"))["files"])
+    agent.save(f"{agent.STATE}/manifests/s.moved.json", {"snapshot": "5a", "moved": everything})
+    assert not agent.restore_test(given, status)
+    assert "nothing could be compared" in status["restore_test"]["sets"]["s"]["problem"]
+
+
+def test_without_a_backup_there_is_nothing_to_restore(backed):
+    given, _status = backed
+    status = {"sets": {"s": {}}}
+    assert not agent.restore_test(given, status) and "no backup" in status["restore_test"]["sets"]["s"]["problem"]
+
+
+def test_no_restore_where_the_disk_would_run_full(place, monkeypatch):
+    (place / "state" / "dumps").mkdir()
+    (place / "state" / "dumps" / "d").write_bytes(b"x" * 100)
+    usage = collections.namedtuple("usage", "total used free")
+    known, entry = {"files": {"/a": {"s": 100}, "/b": {}}}, {"databases": [{"name": "d", "kind": "sqlite"}]}
+    for free, fits in ((450, True), (449, False)):
+        monkeypatch.setattr(agent.shutil, "disk_usage", lambda _place, free=free: usage(1000, 1000 - free, free))
+        if fits:
+            agent.enough_room("/", known, entry)
+        else:
+            with pytest.raises(agent.AgentError, match="room"):
+                agent.enough_room("/", known, entry)
