@@ -60,6 +60,17 @@ for turn in $(seq 40); do
 done
 rm /run/prune-key
 """
+# Load the dump of clinic as it lies there.
+TRY_DUMP = f"""
+import importlib.machinery, importlib.util, os
+loader = importlib.machinery.SourceFileLoader("agent", "{AGENT}")
+agent = importlib.util.module_from_spec(importlib.util.spec_from_loader("agent", loader)); loader.exec_module(agent)
+os.umask(0o077)
+base = next(b for s in agent.load("{SECRETS}/settings.json")["sets"] for b in s["databases"] if b["name"] == "clinic")
+os.makedirs("/var/lib/try-dump", exist_ok=True); os.chmod("/var/lib/try-dump", 0o711)
+try: agent.ask(base, "{STATE}/dumps/clinic", "/var/lib/try-dump")
+finally: agent.shutil.rmtree("/var/lib/try-dump")
+"""
 SNIFF = """
 import socket, sys, time
 line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)); line.settimeout(0.5)
@@ -279,9 +290,31 @@ def test_restored_databases_answer(backup):
     backup.run()
     result = backup.test()
     assert result["passed"], result
-    assert result["sets"]["system"]["databases"] == {"clinic": "Example Patient", "appointments": "1", "ledger": "sum 42"}
+    assert result["sets"]["system"]["databases"] == {
+        name: {"answered": True, "length": length} for name, length in (("clinic", 15), ("appointments", 1), ("ledger", 6))
+    }
     assert result["structure"] == "sound" and result["sets"]["records"]["compared"] > 5
     assert result["sets"]["records"]["identical"] and result["sets"]["system"]["moved"] == 0
+
+
+def test_an_empty_database_and_a_lost_role_are_seen(host, backup):
+    """A dump that is formally whole, and yet not what it was: its rows are gone; and one whose owner nobody could know."""
+    ask = "su postgres -c 'psql -q -v ON_ERROR_STOP=1 clinic'"
+    host.check_output(f"{ask} <<'END'\nCREATE ROLE keeper; CREATE ROLE reader; ALTER TABLE patients OWNER TO keeper;\n"
+                      "GRANT SELECT ON patients TO reader;\nEND")  # fmt: skip
+    backup.run("system")
+    assert backup.test()["passed"], "roles come back with what belongs to them"
+    host.check_output(f"sed -i '/ROLE keeper/d' {STATE}/dumps/clinic.globals")
+    loaded = host.run(f"python3 - <<'END'\n{TRY_DUMP}\nEND")
+    assert loaded.rc != 0 and "pg_restore: exit" in loaded.stderr and "Example Patient" not in loaded.stderr
+    host.check_output(f"{ask} <<'END'\nCREATE TABLE kept AS TABLE patients; DELETE FROM patients;\nEND")
+    backup.run("system")
+    result = backup.test()
+    host.check_output(f"{ask} <<'END'\nINSERT INTO patients SELECT * FROM kept; DROP TABLE kept;\nEND")
+    assert not result["passed"] and "does not answer" in result["sets"]["system"]["problem"]
+    backup.run("system")
+    assert backup.test()["passed"]
+    assert host.run(f"grep -r -l 'Example Patient' {STATE}/status.json {STATE}/restore-tests").stdout == ""
 
 
 def test_restore_test_finds_what_is_not_as_it_was(host, backup):
@@ -420,7 +453,7 @@ def test_a_lost_host_is_built_anew_and_serves(host, backup, bare):
     assert int(there(f"grep -c '^systemd' {STATE}/inventory/packages")) > 0
     sheet = there(f"cat {STATE}/RECOVERY.md")
     assert "Privacy Officer" in sheet and "database clinic" in sheet and RECORDS in sheet
-    assert there(f"ls {STATE}/dumps").split() == ["appointments", "clinic", "ledger"]
+    assert there(f"ls {STATE}/dumps").split() == ["appointments", "clinic", "clinic.globals", "ledger"]
 
 
 def test_the_role_can_be_taken_back(host, backup):

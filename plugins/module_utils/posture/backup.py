@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import glob
+import hashlib
 import http.client
 import os
 import re
@@ -42,7 +43,8 @@ def collect() -> dict:
     """Return how the host is backed up.
 
     timer         {active, at_boot}; command: what it runs
-    settings      what the agent was told; without, {}
+    settings      what the agent was told, but for commands and queries, which may name what is in a database; without, {}
+    settings_sha256   of all of it, as it lies there
     secrets       [{path, owner, mode}] of what must be root's alone; missing: which of them are not there
     open          what the agent keeps and somebody else could read or change
     sets          {name: {hours: since the newest whole backup began; late_hours: by how much that is more than its interval,
@@ -57,7 +59,8 @@ def collect() -> dict:
     settings = load(f"{SECRETS}/settings.json")
     status = load(f"{STATE}/status.json")
     parts = {
-        "timer": timer, "settings": lambda: settings, "secrets": secrets, "missing": missing, "open": loose,
+        "timer": timer, "settings": lambda: shown(settings), "settings_sha256": settings_sha256,
+        "secrets": secrets, "missing": missing, "open": loose,
         "sets": lambda: sets(settings, status), "circles": lambda: circles(settings, status),
         "undeclared": lambda: undeclared(settings), "door": lambda: door(settings), "escrow": lambda: escrow(settings),
         "restore_test": lambda: restore_test(status), "documents": documents,
@@ -77,6 +80,22 @@ def timer() -> dict:
         "at_boot": "bulwark-backup.timer" in wanted,
         "command": found.group(1) if found else "",
     }
+
+
+def shown(settings: dict) -> dict:
+    """Return settings without what databases are asked, and by which commands."""
+    hidden = ("dump", "probe", "query")
+    sets = [
+        {**entry, "databases": [{key: base[key] for key in base if key not in hidden} for base in entry["databases"]]}
+        for entry in settings.get("sets", [])
+    ]
+    return {**settings, "sets": sets} if settings else {}
+
+
+def settings_sha256() -> str:
+    """Return the SHA-256 of the settings' file; nothing if there is none."""
+    path = f"{SECRETS}/settings.json"
+    return hashlib.sha256(read(path).encode()).hexdigest() if os.path.exists(path) else ""
 
 
 def secrets() -> list[dict]:
@@ -188,11 +207,16 @@ def restore_test(status: dict) -> dict:
         "passed": bool(last.get("passed")),
         "seconds": last.get("seconds", 0),
         "structure": last.get("structure", ""),
-        "sets": {
-            name: {key: about.get(key) for key in ("identical", "compared", "moved", "bytes", "databases", "problem", "seconds")}
-            for name, about in last.get("sets", {}).items()
-        },
+        "sets": {name: tried(about) for name, about in last.get("sets", {}).items()},
     }
+
+
+def tried(about: dict) -> dict:
+    """Return how the restore of a set went. What databases answered is nobody's business: that they did is."""
+    wanted = ("identical", "compared", "moved", "bytes", "problem", "seconds")
+    said = about.get("databases") or {}
+    answered = {name: isinstance(one, dict) and bool(one.get("answered")) for name, one in said.items()}
+    return {**{key: about.get(key) for key in wanted}, "databases": answered}
 
 
 def documents() -> dict:

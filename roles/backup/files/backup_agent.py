@@ -44,6 +44,8 @@ SECRETS, STATE, CACHE = "/etc/bulwark/backup", "/var/lib/bulwark/backup", "/var/
 KEEPER = "/etc/bulwark/backup_keeper.json"  # on a host that keeps the backups of others
 BLOCK, SHOWN, KEPT_TESTS = 1 << 20, 20, 50
 KEPT_FREE = 0.05
+NO_ANSWERS = ("", "0", "f", "false", "no", "none", "null")
+TABLESPACE = re.compile(r"(CREATE|ALTER|COMMENT ON) TABLESPACE |(GRANT|REVOKE) .* ON TABLESPACE ")
 MARK = ".made-by-bulwark-backup"
 HOUR, DAY = 3600, 86400
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
@@ -189,7 +191,7 @@ def recovery_sheet(settings: dict) -> str:
         "3. `restic restore latest --tag set:<set> --target /root/back` for each set, then",
         f"   `cp -a --remove-destination /root/back/. /`. State and dumps are below {STATE}.",
         "4. Install what `inventory/packages` lists (some of it comes by itself: `inventory/installed-automatically`).",
-        f"5. Load the dumps of databases from {STATE}/dumps.",
+        f"5. Load the dumps of databases from {STATE}/dumps; of PostgreSQL first *.globals (psql), then the rest (pg_restore).",
         f"6. `backup_agent compare {STATE}/manifests/<set>.json.gz /` says whether all is as it was.", "",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -198,8 +200,13 @@ def recovery_sheet(settings: dict) -> str:
 # --- databases ----------------------------------------------------------------------------------------------------------
 
 
-def as_user(command: list[str], user: str, into: str = "", given: str = "", cwd: str = "/", seconds: int = 6 * HOUR) -> str:
-    """Run a command as an account; its output goes into a file, or is returned. Raises AgentError if it fails."""
+def as_user(
+    command: list[str], user: str, into: str = "", given: str = "", cwd: str = "/", seconds: int = 6 * HOUR, quiet: bool = False
+) -> str:
+    """Run a command as an account; its output goes into a file, or is returned. Raises AgentError if it fails.
+
+    A quiet one has read what people entrusted to a database, so what it complains of may quote that, and goes nowhere.
+    """
     about = pwd.getpwnam(user)
     environment = {**ENVIRONMENT, "HOME": about.pw_dir, "USER": user, "LOGNAME": user}
     with contextlib.ExitStack() as stack:
@@ -214,7 +221,8 @@ def as_user(command: list[str], user: str, into: str = "", given: str = "", cwd:
         except (OSError, subprocess.TimeoutExpired) as exc:
             raise AgentError(f"{command[0]}: {exc}") from exc
     if done.returncode:
-        raise AgentError(f"{command[0]}: exit {done.returncode}: {last_words(done.stderr.decode(errors='replace'))}")
+        said = f"exit {done.returncode}"
+        raise AgentError(f"{command[0]}: {said}{'' if quiet else ': ' + last_words(done.stderr.decode(errors='replace'))}")
     return (done.stdout or b"").decode(errors="replace").strip()
 
 
@@ -224,74 +232,91 @@ def dump_path(base: dict) -> str:
 
 
 def dump_paths(base: dict) -> list[str]:
-    """Return all files of a database's dump."""
-    return [dump_path(base)]
+    """Return all files of a database's dump. That of PostgreSQL has roles beside it, which own what is in the database."""
+    return [dump_path(base), dump_path(base) + ".globals"] if base["kind"] == "postgresql" else [dump_path(base)]
 
 
 def dump(base: dict) -> None:
     """Write a database as it is at one moment. A dump that fails leaves the one before, and the backup counts as failed."""
-    fresh = dump_path(base) + ".new"
-    os.makedirs(os.path.dirname(fresh), mode=0o700, exist_ok=True)
+    fresh = [path + ".new" for path in dump_paths(base)]
+    os.makedirs(os.path.dirname(fresh[0]), mode=0o700, exist_ok=True)
     if base["kind"] == "postgresql":
-        as_user(["pg_dump", "--format=custom", "--dbname", base["database"]], base["user"], fresh)
+        as_user(["pg_dumpall", "--globals-only"], base["user"], fresh[1])
+        as_user(["pg_dump", "--format=custom", "--dbname", base["database"]], base["user"], fresh[0])
     elif base["kind"] == "sqlite":
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh)
+            os.unlink(fresh[0])
         try:
             source = sqlite3.connect(f"file:{base['path']}?mode=ro", uri=True)
-            target = sqlite3.connect(fresh)
+            target = sqlite3.connect(fresh[0])
             with contextlib.closing(source), contextlib.closing(target):
                 source.backup(target)
         except sqlite3.Error as exc:
             raise AgentError(f"{base['name']}: {exc}") from exc
     else:
-        as_user(base["dump"], base["user"], fresh)
-    os.chmod(fresh, 0o600)
-    if not os.stat(fresh).st_size:
-        raise AgentError(f"{base['name']}: the dump is empty")
-    os.replace(fresh, dump_path(base))
+        as_user(base["dump"], base["user"], fresh[0], quiet=True)
+    for path in fresh:
+        os.chmod(path, 0o600)
+        if not os.stat(path).st_size:
+            raise AgentError(f"{base['name']}: the dump is empty")
+    for path in fresh:
+        os.replace(path, path.removesuffix(".new"))
 
 
-def ask(base: dict, path: str, scratch: str) -> str:
-    """Load a restored dump into a database of its own, ask it something, and return the answer. Raises AgentError without one."""
+def ask(base: dict, path: str, scratch: str) -> dict:
+    """Load a restored dump into a database of its own, ask it something, and return {answered, length}. Raises AgentError else.
+
+    What it answered may be somebody's data, and is written down nowhere. Nothing, 0 and false are no answers: an empty database
+    gives them as well.
+    """
     if base["kind"] == "postgresql":
         answer = ask_postgresql(base, path, scratch)
     elif base["kind"] == "sqlite":
         try:
             with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as link:
-                if (said := link.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-                    raise AgentError(f"{base['name']}: {said}")
+                if link.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
+                    raise AgentError(f"{base['name']}: the restored database is not sound")
                 query = base.get("query") or "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
                 answer = "\n".join("|".join(map(str, row)) for row in link.execute(query))
         except sqlite3.Error as exc:
-            raise AgentError(f"{base['name']}: {exc}") from exc
+            raise AgentError(f"{base['name']}: {type(exc).__name__}: the restored database cannot be read") from exc
     else:
-        answer = as_user(base["probe"], base["user"], given=path)
-    if not answer:
-        raise AgentError(f"{base['name']}: the restored database does not answer")
-    return answer[:200]
+        answer = as_user(base["probe"], base["user"], given=path, quiet=True)
+    if answer.strip().lower() in NO_ANSWERS:
+        raise AgentError(f"{base['name']}: the restored database does not answer, or holds nothing")
+    return {"answered": True, "length": len(answer)}
+
+
+def roles_of(text: str) -> str:
+    """Return the part of PostgreSQL's globals that makes roles: a tablespace would be made where the real one lies."""
+    return "".join(line for line in text.splitlines(keepends=True) if not TABLESPACE.match(line))
 
 
 def ask_postgresql(base: dict, path: str, scratch: str) -> str:
-    """Ask a server that was started for this, which nobody else can reach."""
+    """Ask a server that was started for this, which nobody else can reach. All belongs in it to whom it belonged."""
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), key=lambda name: float(name.split("/")[4]))
     if not found:
         raise AgentError(f"{base['name']}: no PostgreSQL is installed that could read it")
-    programs, place, user = os.path.dirname(found[-1]), os.path.join(scratch, "postgresql"), base["user"]
-    about = pwd.getpwnam(user)
-    os.mkdir(place, 0o700)
-    copy = os.path.join(place, "dump")
+    programs, user = os.path.dirname(found[-1]), base["user"]
+    place, about = tempfile.mkdtemp(prefix="pg-", dir=scratch), pwd.getpwnam(user)  # short, for it is part of a socket's name
+    copy, roles = os.path.join(place, "dump"), os.path.join(place, "roles.sql")
     shutil.copyfile(path, copy)
-    for name in (copy, place):
+    with open(path + ".globals", encoding="utf-8", errors="surrogateescape") as stream:
+        write(roles, roles_of(stream.read()).encode("utf-8", "surrogateescape"))
+    for name in (copy, roles, place):
         os.chown(name, about.pw_uid, about.pw_gid)
     data = os.path.join(place, "data")
     as_user([f"{programs}/initdb", "--no-sync", "-A", "trust", "-D", data], user, cwd=place)
     options = f"-k {place} -c listen_addresses= -c fsync=off -c max_connections=10 -c shared_buffers=16MB"
     as_user([f"{programs}/pg_ctl", "-D", data, "-w", "-s", "-l", f"{place}/log", "-o", options, "start"], user, cwd=place)
     try:
-        as_user([f"{programs}/pg_restore", "-h", place, "-d", "postgres", "--no-owner", "--no-privileges", copy], user, cwd=place)
+        ask_it = [f"{programs}/psql", "-X", "-q", "-h", place, "-d", "postgres"]
+        as_user([*ask_it, "-f", roles], user, cwd=place, quiet=True)  # that the account itself is there already is no error
+        as_user([f"{programs}/createdb", "-h", place, "-T", "template0", "restored"], user, cwd=place)
+        restore = [f"{programs}/pg_restore", "-h", place, "-d", "restored", "--no-tablespaces", "--exit-on-error", copy]
+        as_user(restore, user, cwd=place, quiet=True)
         query = base.get("query") or "SELECT count(*) FROM pg_stat_user_tables"
-        return as_user([f"{programs}/psql", "-X", "-h", place, "-d", "postgres", "-t", "-A", "-c", query], user, cwd=place)
+        return as_user([*ask_it[:-1], "restored", "-t", "-A", "-c", query], user, cwd=place, quiet=True)
     finally:
         as_user([f"{programs}/pg_ctl", "-D", data, "-w", "-s", "-m", "immediate", "stop"], user, cwd=place)
 

@@ -7,6 +7,7 @@ import collections
 import importlib.util
 import json
 import os
+import pwd
 import shutil
 import sqlite3
 import time
@@ -102,7 +103,7 @@ def test_a_dump_of_sqlite_is_whole_although_somebody_writes(tmp_path, monkeypatc
     link.execute("INSERT INTO t VALUES (8)")  # not committed
     base = {"name": "d", "kind": "sqlite", "path": str(path), "query": "SELECT group_concat(a) FROM t"}
     agent.dump(base)
-    assert agent.ask(base, agent.dump_path(base), str(tmp_path)) == "7"
+    assert agent.ask(base, agent.dump_path(base), str(tmp_path)) == {"answered": True, "length": 1}
     Path(agent.dump_path(base)).write_bytes(b"SQLite format 3\0" + b"\xff" * 200)
     with pytest.raises(agent.AgentError):
         agent.ask(base, agent.dump_path(base), str(tmp_path))
@@ -287,3 +288,27 @@ def test_no_restore_where_the_disk_would_run_full(place, monkeypatch):
         else:
             with pytest.raises(agent.AgentError, match="room"):
                 agent.enough_room("/", known, entry)
+
+
+@pytest.mark.parametrize("answer", ["0", "", "f", " 0\n", "False"])
+def test_nothing_is_no_answer(answer, monkeypatch):
+    monkeypatch.setattr(agent, "as_user", lambda *_words, **_more: answer)
+    with pytest.raises(agent.AgentError, match="does not answer"):
+        agent.ask({"name": "d", "kind": "command", "probe": ["x"], "user": "root"}, "/x", "/x")
+
+
+def test_answers_and_complaints_of_a_database_go_nowhere(tmp_path):
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    base = {"name": "d", "kind": "command", "user": user, "probe": ["sh", "-c", "echo Example Patient; echo Example >&2"]}
+    (tmp_path / "dump").write_text("x")
+    assert agent.ask(base, str(tmp_path / "dump"), "/x") == {"answered": True, "length": 15}
+    base["probe"][2] += "; exit 3"
+    with pytest.raises(agent.AgentError) as caught:
+        agent.ask(base, str(tmp_path / "dump"), "/x")
+    assert "exit 3" in str(caught.value) and "Example" not in str(caught.value)
+
+
+def test_of_globals_only_roles_are_tried():
+    kept = "CREATE ROLE clinic;\nALTER ROLE clinic WITH LOGIN;\nGRANT clinic TO doctors;\n"
+    gone = "CREATE TABLESPACE t OWNER clinic LOCATION '/srv/t';\nGRANT ALL ON TABLESPACE t TO clinic;\n"
+    assert agent.roles_of(gone + kept) == kept

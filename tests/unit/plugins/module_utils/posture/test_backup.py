@@ -43,3 +43,13 @@ def test_a_seal_of_another_key_is_seen(place):
     (place / "secrets" / "password").write_text("password-2\n")
     assert not backup.escrow(told)["of_this_key"]
     assert not backup.escrow({})["of_this_key"]
+
+
+def test_neither_answers_nor_questions_leave_the_host():
+    base = {"name": "d", "kind": "command", "user": "u", "dump": ["d"], "probe": ["p"], "query": "SELECT name"}
+    seen = backup.shown({"host": "w", "sets": [{**entry("a", "/srv"), "databases": [base]}]})
+    assert seen["sets"][0]["databases"] == [{"name": "d", "kind": "command", "user": "u"}] and seen["host"] == "w"
+    assert backup.shown({}) == {}
+    last = {"databases": {"d": {"answered": True, "length": 15}, "e": "Example Patient"}, "identical": True}
+    assert backup.tried(last)["databases"] == {"d": True, "e": False}
+    assert backup.tried({})["databases"] == {}
