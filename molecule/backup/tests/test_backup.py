@@ -249,6 +249,24 @@ def test_a_backup_that_fails_is_on_record_and_tried_again(host, backup):
     backup.run("records")
 
 
+def test_files_that_come_and_go_are_no_fault(host, backup):
+    """Somebody who may write among what is backed up makes and removes files all the time."""
+    churn = (
+        f"mkdir -p {RECORDS}/churn && cd {RECORDS}/churn && end=$((SECONDS + 25)); while [ $SECONDS -lt $end ]; do "
+        "for i in $(seq 300); do echo $i >f$i; done; rm -f f*; done; touch /root/churned"
+    )
+    host.check_output("rm -f /root/churned; (setsid bash -c %s >/dev/null 2>&1 &)", churn)
+    for _turn in range(3):
+        backup.run("records")
+    vanished = backup.status()["sets"]["records"]["vanished"] + backup.status()["sets"]["records"]["moved"]
+    assert vanished > 0, "else nothing came or went"
+    assert not host.file("/root/churned").exists, "it was at work until now"
+    result = backup.test()
+    assert result["sets"]["records"]["identical"] and result["sets"]["records"]["compared"] > 0, result
+    host.check_output(f"while [ ! -e /root/churned ]; do sleep 0.2; done; rm -r {RECORDS}/churn")
+    backup.run("records")
+
+
 def test_nobody_else_sees_schedule_or_key(host, backup):
     for path in (
         f"{SECRETS}/password",

@@ -36,7 +36,7 @@ FILES = (
     "/etc/systemd/system/bulwark-backup.service",
     "/etc/systemd/system/bulwark-backup.timer",
 )
-LONG_AGO = 1000000.0
+LONG_AGO, AHEAD = 1000000.0, 300
 
 
 def collect() -> dict:
@@ -123,8 +123,8 @@ def loose() -> list[str]:
 
 
 def hours(at: float | None) -> float:
-    """Return how many hours ago something was; long ago if it never was."""
-    return round((time.time() - at) / 3600, 2) if at else LONG_AGO
+    """Return how many hours ago something was; long ago if it never was, or only will be: then a clock was wrong."""
+    return round((time.time() - at) / 3600, 2) if at and at < time.time() + AHEAD else LONG_AGO
 
 
 def sets(settings: dict, status: dict) -> dict:

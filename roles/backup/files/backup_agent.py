@@ -42,12 +42,14 @@ from collections.abc import Iterator
 
 SECRETS, STATE, CACHE = "/etc/bulwark/backup", "/var/lib/bulwark/backup", "/var/cache/bulwark-backup"
 KEEPER = "/etc/bulwark/backup_keeper.json"  # on a host that keeps the backups of others
+HOUR, DAY = 3600, 86400
+AHEAD = 300  # how wrong clocks may be
 BLOCK, SHOWN, KEPT_TESTS = 1 << 20, 20, 50
+LONGEST_WAIT, LONGEST_RUN = 4 * HOUR, 12 * HOUR
 KEPT_FREE = 0.05
 NO_ANSWERS = ("", "0", "f", "false", "no", "none", "null")
 TABLESPACE = re.compile(r"(CREATE|ALTER|COMMENT ON) TABLESPACE |(GRANT|REVOKE) .* ON TABLESPACE ")
 MARK = ".made-by-bulwark-backup"
-HOUR, DAY = 3600, 86400
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 # What a host is made of, beside its files: file in the inventory, command.
 INVENTORY = {
@@ -126,10 +128,13 @@ def restic(*words: str, allowed: tuple[int, ...] = (0,)) -> tuple[int, str]:
         "restic", "--repository-file", f"{SECRETS}/repository", "--password-file", f"{SECRETS}/password",
         "--cacert", f"{SECRETS}/ca.crt", "--cache-dir", CACHE, *words,
     ]  # fmt: skip
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, errors="surrogateescape", stdin=subprocess.DEVNULL,
-        close_fds=False, cwd="/", env=ENVIRONMENT,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, errors="surrogateescape", stdin=subprocess.DEVNULL,
+            close_fds=False, cwd="/", env=ENVIRONMENT, timeout=LONGEST_RUN,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as exc:
+        raise AgentError(f"restic {words[0]}: did not end in {LONGEST_RUN // HOUR} hours") from exc
     if done.returncode not in allowed:
         raise AgentError(f"restic {words[0]}: {last_words(done.stderr or done.stdout) or done.returncode}")
     return done.returncode, done.stdout + (done.stderr if done.returncode else "")
@@ -141,9 +146,20 @@ def last_words(text: str) -> str:
     return re.sub(r"://[^@/\s]*@", "://", said)[:500]
 
 
+def ahead(at: float) -> bool:
+    """Return whether something is said to have happened in the future: the clock was wrong then, or is now."""
+    return at > time.time() + AHEAD
+
+
 def due_at(entry: dict, about: dict, host: str, splay_minutes: int) -> float:
-    """Return when a set is to be backed up next: within its interval, each host and set at another minute."""
-    if not about.get("success"):
+    """Return when a set is to be backed up next: within its interval, each host and set at another minute.
+
+    What failed once is tried again at the next tick, then at longer and longer intervals: it might read all data each time.
+    """
+    tried, failures = about.get("tried", 0), about.get("failures", 0)
+    if failures > 1 and not ahead(tried):
+        return tried + min(HOUR / 3 * 2 ** (failures - 2), LONGEST_WAIT)
+    if not about.get("success") or ahead(about["started"]):
         return 0.0
     part = int(hashlib.sha256(f"{host}/{entry['name']}".encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
     return about["started"] + entry["interval_hours"] * HOUR - splay_minutes * 60 * (1 + part)
@@ -350,10 +366,16 @@ def facts(path: str) -> dict:
     return found
 
 
-def digest(path: str) -> str:
-    """Return the SHA-256 of a file's content."""
+def digest(path: str, inode: int = 0) -> str:
+    """Return the SHA-256 of a file's content, if it is a plain file, and the one that was looked at.
+
+    People own directories that are backed up: what was a file a moment ago may be a pipe or a link now, to stall or to mislead.
+    """
     total = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as stream:
+        about = os.fstat(stream.fileno())
+        if not stat.S_ISREG(about.st_mode) or (inode and about.st_ino != inode):
+            raise FileNotFoundError(f"{path}: is another one now")
         while block := stream.read(BLOCK):
             total.update(block)
     return total.hexdigest()
@@ -393,7 +415,7 @@ def make_manifest(name: str, paths: list[str], excludes: list[str], before: dict
             entry, sign = facts(path), mark(path)
             if entry["t"] == "f":
                 unchanged = old.get(path) == sign and "h" in known.get(path, {})
-                entry["h"] = known[path]["h"] if unchanged else digest(path)
+                entry["h"] = known[path]["h"] if unchanged else digest(path, sign[0])
         except OSError:
             continue  # it went away this moment; what stays and cannot be read, restic reports
         if entry["t"]:
@@ -449,8 +471,10 @@ def compare(manifest: dict, root: str, moved: set[str]) -> dict:
         wrong = [word for key, word in names.items() if seen.get(key) != wanted.get(key)] if seen else ["is missing"]
         if not wrong and wanted["t"] == "f":
             size += wanted["s"]
-            if digest(there) != wanted["h"]:
-                wrong = ["content"]
+            try:
+                wrong = [] if digest(there) == wanted["h"] else ["content"]
+            except OSError:
+                wrong = ["cannot be read"]
         if wrong:
             younger = seen.get("n", 0) > manifest["at"] * 1e9 and "time" in wrong
             different.append(f"{path}: {', '.join(wrong)}{' (changed after the manifest was made)' if younger else ''}")
@@ -487,12 +511,17 @@ def within(path: str, above: str) -> bool:
     return f"{path.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
 
 
+def vanished(item: str, wanted: list[str]) -> bool:
+    """Return whether what restic could not read is no fault: a file that came and went while it looked, as they do."""
+    return item.startswith("/") and item not in wanted and not os.path.lexists(item)
+
+
 def back_up(settings: dict, entry: dict, status: dict) -> None:
     """Back one set up, and note in the status how it went."""
     about = status.setdefault("sets", {}).setdefault(entry["name"], {})
-    about["tried"] = time.time()
+    about.update(tried=time.time(), failures=about.get("failures", 0) + 1)
     try:
-        about.update(backed_up(settings, entry, status), problem="")
+        about.update(backed_up(settings, entry, status), problem="", failures=0)
         say("backed_up", set=entry["name"], snapshot=about["snapshot"][:8], files=about["files"], added=about["added"])
     except (AgentError, OSError, KeyError, ValueError) as exc:
         about["problem"] = f"{type(exc).__name__}: {exc}"[:500] if not isinstance(exc, AgentError) else str(exc)[:500]
@@ -527,15 +556,16 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
         )  # fmt: skip
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     summary = next((line for line in lines if line.get("message_type") == "summary"), None)
-    if code == 3 or summary is None:
-        errors = [line.get("item", "") for line in lines if line.get("message_type") == "error"]
-        raise AgentError(f"could not be read: {', '.join(errors[:SHOWN]) or last_words(said)}")
+    errors = [str(line.get("item", "")) for line in lines if line.get("message_type") == "error"]
+    unread = [item for item in errors if not vanished(item, [*entry["paths"], *own])]
+    if summary is None or unread or (code == 3 and not errors):
+        raise AgentError(f"could not be read: {', '.join(unread[:SHOWN]) or last_words(said)}")
     moved = touched(manifest)
     save(os.path.join(STATE, "manifests", f"{entry['name']}.moved.json"), {"snapshot": summary["snapshot_id"], "moved": moved})
     return {
         "started": started, "success": time.time(), "snapshot": summary["snapshot_id"], "moved": len(moved),
         "files": summary["total_files_processed"], "added": summary["data_added"], "databases": len(entry["databases"]),
-        "left_out": excludes,
+        "left_out": excludes, "vanished": len(errors),
     }  # fmt: skip
 
 
@@ -714,7 +744,7 @@ def act(args: argparse.Namespace, settings: dict) -> int:
             back_up(settings, entry, status)
     failed = any(about.get("problem") for about in status["sets"].values())
     every = settings["restore_test_days"] if status.get("restore_test", {}).get("passed") else 1
-    late = time.time() - status.get("restore_tried", 0) > every * DAY
+    late = time.time() - status.get("restore_tried", 0) > every * DAY or ahead(status.get("restore_tried", 0))
     if args.action == "restore-test" or (args.action == "tick" and late and not failed):
         return 0 if restore_test(settings, status) else 1
     return 1 if failed else 0

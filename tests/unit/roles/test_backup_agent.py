@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import importlib.util
 import json
@@ -58,7 +59,7 @@ def test_what_was_not_touched_is_not_read_again(tree, monkeypatch):
     place, manifest = tree
     (place / "file").write_text("changed")
     read = []
-    monkeypatch.setattr(agent, "digest", lambda path: read.append(path) or "h")
+    monkeypatch.setattr(agent, "digest", lambda path, _inode=0: read.append(path) or "h")
     agent.make_manifest("s", [str(place)], [str(place / "left-out")], manifest)
     assert read == [str(place / "file")]
     assert set(agent.touched(manifest)) == {str(place / "file")}
@@ -312,3 +313,69 @@ def test_of_globals_only_roles_are_tried():
     kept = "CREATE ROLE clinic;\nALTER ROLE clinic WITH LOGIN;\nGRANT clinic TO doctors;\n"
     gone = "CREATE TABLESPACE t OWNER clinic LOCATION '/srv/t';\nGRANT ALL ON TABLESPACE t TO clinic;\n"
     assert agent.roles_of(gone + kept) == kept
+
+
+def test_what_fails_again_and_again_is_tried_less_often():
+    entry, now = {"name": "records", "interval_hours": 24}, time.time()
+    about = {"success": now - 90000, "started": now - 90000, "tried": now}
+    due = [agent.due_at(entry, {**about, "failures": failures}, "a", 0) - now for failures in range(9)]
+    assert due[0] < 0 and due[1] < 0 and due[2:5] == [1200, 2400, 4800] and due[-1] == 4 * 3600
+    assert agent.due_at(entry, {"tried": now, "failures": 3}, "a", 0) > now, "also one that never ended well"
+    assert agent.due_at(entry, {**about, "tried": now + 9e6, "failures": 9}, "a", 0) < now, "but not until a wrong clock is right"
+
+
+@pytest.mark.parametrize(("ahead", "due"), [(86400, True), (301, True), (200, False)])
+def test_a_backup_from_the_future_does_not_count(ahead, due):
+    at = time.time() + ahead
+    entry = {"name": "records", "interval_hours": 24}
+    assert (agent.due_at(entry, {"success": at, "started": at}, "a", 0) <= time.time()) is due
+
+
+def test_a_restore_test_from_the_future_does_not_count(place, monkeypatch):
+    tried = []
+    monkeypatch.setattr(agent, "restore_test", lambda *_given: tried.append(1) or True)
+    monkeypatch.setattr(agent, "due_at", lambda *_given: time.time() + 9)
+    given, args = settings(place), argparse.Namespace(action="tick", set=None)
+    for at, count in ((time.time(), 0), (time.time() + 1000, 1)):
+        agent.save(f"{agent.STATE}/status.json", {"restore_tried": at, "restore_test": {"passed": True}})
+        agent.act(args, given)
+        assert len(tried) == count
+
+
+def errors(*items: str) -> str:
+    """Return what restic says when it could not read something, and a summary."""
+    said = [{"message_type": "error", "error": {}, "during": "archival", "item": item} for item in items]
+    return "".join(json.dumps(line) + "\n" for line in [SUMMARY, *said]) + "Warning: at least one source file could not be read\n"
+
+
+def test_what_is_really_gone_is_no_fault(place, asked):
+    given, (gone, there) = settings(place), (str(place / "data" / "gone"), str(place / "data" / "file"))
+    asked.answers["backup"] = (3, errors(gone))
+    assert agent.backed_up(given, given["sets"][0], {})["vanished"] == 1
+    for items in ((gone, there), (), ("relative",)):
+        asked.answers["backup"] = (3, errors(*items))
+        with pytest.raises(agent.AgentError, match="could not be read"):
+            agent.backed_up(given, given["sets"][0], {})
+    asked.answers["backup"] = (3, errors(given["sets"][0]["paths"][0]))
+    (place / "data").rename(place / "away")
+    with pytest.raises(agent.AgentError, match="declared"):
+        agent.backed_up(given, given["sets"][0], {})
+
+
+@pytest.mark.parametrize("what", ["pipe", "link", "other"])
+def test_what_is_swapped_before_it_is_opened_neither_stalls_nor_misleads(place, monkeypatch, what):
+    path, plain = place / "data" / "file", agent.mark
+
+    def swap(name):
+        seen = plain(name)
+        if name == str(path):
+            (place / "secret").write_text("s")
+            path.rename(place / "kept")
+            {"pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to(place / "secret"),
+             "other": lambda: path.write_text("another")}[what]()  # fmt: skip
+        return seen
+
+    monkeypatch.setattr(agent, "mark", swap)
+    before = time.monotonic()
+    manifest = agent.make_manifest("s", [str(place / "data")], [], {})
+    assert str(path) not in manifest["files"] and time.monotonic() - before < 5

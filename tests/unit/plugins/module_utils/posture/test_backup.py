@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow
@@ -53,3 +54,11 @@ def test_neither_answers_nor_questions_leave_the_host():
     last = {"databases": {"d": {"answered": True, "length": 15}, "e": "Example Patient"}, "identical": True}
     assert backup.tried(last)["databases"] == {"d": True, "e": False}
     assert backup.tried({})["databases"] == {}
+
+
+def test_nothing_happened_in_the_future():
+    now = time.time()
+    assert backup.hours(now - 7200) == 2 and backup.hours(now + 60) < 0 and backup.hours(None) == backup.LONG_AGO
+    assert backup.hours(now + 400) == backup.LONG_AGO
+    told = {"sets": [entry("a", "/srv")]}
+    assert backup.sets(told, {"sets": {"a": {"success": 1, "started": now + 86400}}})["a"]["late_hours"] > 1000
