@@ -49,6 +49,7 @@ LONGEST_WAIT, LONGEST_RUN = 4 * HOUR, 12 * HOUR
 KEPT_FREE = 0.05
 NO_ANSWERS = ("", "0", "f", "false", "no", "none", "null")
 TABLESPACE = re.compile(r"(CREATE|ALTER|COMMENT ON) TABLESPACE |(GRANT|REVOKE) .* ON TABLESPACE ")
+UNREACHED = re.compile(r"dial tcp|[Tt]imeout|connection re|no such host|no route|network is|x509|tls: |: EOF")
 MARK = ".made-by-bulwark-backup"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 # What a host is made of, beside its files: file in the inventory, command.
@@ -70,6 +71,14 @@ INVENTORY = {
 
 class AgentError(Exception):
     """Something could not be done; the text says what, never a secret."""
+
+    event = "failed"
+
+
+class RepositoryGone(AgentError):
+    """The repository is not there any more, or is another one: no fault that passes by itself."""
+
+    event = "repository_gone"
 
 
 def load(path: str) -> dict:
@@ -102,12 +111,14 @@ def stamp(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
+def word(text: str) -> str:
+    """Return a text as one word of a line: whoever names a file cannot end the quotation, and say something else."""
+    return text if re.fullmatch(r"[A-Za-z0-9_.:/@+-]+", text) else json.dumps(text.replace('"', "'"))
+
+
 def say(event: str, loud: bool = False, **more: object) -> None:
-    """Write a line to the journal, as an error if it is loud."""
-    words = [f"event={event}"] + [
-        f"{key}={value if re.fullmatch(r'[A-Za-z0-9_.:/@+-]+', str(value)) else json.dumps(str(value))}"
-        for key, value in more.items()
-    ]
+    """Write a line to the journal, as an error if it is loud. Role log_review raises alarms by what is said here."""
+    words = [f"event={event}", *(f"{key}={word(str(value))}" for key, value in more.items())]
     sys.stderr.write(("<3>" if loud else "<6>") * ("JOURNAL_STREAM" in os.environ) + " ".join(words) + "\n")
 
 
@@ -490,10 +501,12 @@ def repository(status: dict) -> None:
     if code == 0:
         found = json.loads(said)["id"]
         if status.setdefault("repository", found) != found:
-            raise AgentError(f"the repository is another one than before: {found[:10]}, not {status['repository'][:10]}")
+            raise RepositoryGone(f"the repository is another one than before: {found[:10]}, not {status['repository'][:10]}")
         return
+    if UNREACHED.search(said):
+        raise AgentError(f"the repository cannot be reached: {last_words(said)}")
     if status.get("repository"):
-        raise AgentError(f"the repository is gone, or does not let this host in: {last_words(said)}")
+        raise RepositoryGone(f"the repository is gone, or does not let this host in: {last_words(said)}")
     if not re.search(r"Is there a repository|does not exist|unable to open config", said):
         raise AgentError(f"restic: {last_words(said)}")
     restic("--quiet", "init")
@@ -525,7 +538,7 @@ def back_up(settings: dict, entry: dict, status: dict) -> None:
         say("backed_up", set=entry["name"], snapshot=about["snapshot"][:8], files=about["files"], added=about["added"])
     except (AgentError, OSError, KeyError, ValueError) as exc:
         about["problem"] = f"{type(exc).__name__}: {exc}"[:500] if not isinstance(exc, AgentError) else str(exc)[:500]
-        say("failed", True, set=entry["name"], problem=about["problem"])
+        say(getattr(exc, "event", "failed"), True, set=entry["name"], problem=about["problem"])
     save(os.path.join(STATE, "status.json"), status)
 
 

@@ -379,3 +379,19 @@ def test_what_is_swapped_before_it_is_opened_neither_stalls_nor_misleads(place, 
     before = time.monotonic()
     manifest = agent.make_manifest("s", [str(place / "data")], [], {})
     assert str(path) not in manifest["files"] and time.monotonic() - before < 5
+
+
+def test_a_line_of_the_journal_cannot_be_ended_by_a_name(capsys):
+    agent.say("failed", True, set="s", problem='/srv/a" event=backed_up "\nevent=x')
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "event=failed set=s problem=" + json.dumps("/srv/a' event=backed_up '\nevent=x")
+
+
+def test_a_repository_that_is_gone_is_said_as_such(place, asked, capsys):
+    given = settings(place)
+    asked.answers["cat"] = (1, "Is there a repository at the following location?")
+    agent.back_up(given, given["sets"][0], {"repository": "r"})
+    assert "event=repository_gone set=s" in capsys.readouterr().err
+    asked.answers["cat"] = (1, 'unable to open config file: Head "https://b:1/w/config": dial tcp 10.0.0.1:1: connect: refused')
+    agent.back_up(given, given["sets"][0], {"repository": "r"})
+    assert "event=failed set=s" in capsys.readouterr().err, "a network that is down is no loss"

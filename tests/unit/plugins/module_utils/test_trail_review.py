@@ -188,6 +188,15 @@ def test_sudo_and_accounts_say_where_the_session_came_from(config):
     assert seen == [("audit_account", "10.99.0.10"), ("sudo", "10.99.0.10"), ("account", "10.99.0.10"), ("sudo", "")]
 
 
+def test_a_file_s_name_silences_no_alarm_of_backups(config):
+    """Neither does a line of somebody who is not root."""
+    writer = lines.Writer(config["store"])
+    said = 'event=broken copy=w file=x problem="a" event=checked problem="none"'
+    writer.put("web", lines.log("bulwark-backup", said), NOON)
+    writer.put("web", lines.log("bulwark-backup", "event=repository_gone", _UID="1000", _COMM="logger"), NOON + 1)
+    assert [(item["kind"], item["action"]) for item in events(config)] == [("backup", "broken"), ("log", "forged")]
+
+
 def test_journals_of_people_share_one_count(config, monkeypatch):
     """Debian 12 gives each person's journal its own id; that is neither a new journal nor a gap, and gaps are still seen."""
     writer = lines.Writer(config["store"])
