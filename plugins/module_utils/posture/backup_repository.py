@@ -186,8 +186,9 @@ def store(directory: str) -> dict:
 
 
 def hours(text: str) -> float:
-    """Return how many hours ago something was; long ago if nobody wrote it down."""
-    return round((time.time() - keeper.seconds_of(text)) / 3600, 2) if text else LONG_AGO
+    """Return how many hours ago something was; long ago if nobody wrote it down, or a clock was wrong."""
+    at = keeper.seconds_of(text) if text else 0
+    return round((time.time() - at) / 3600, 2) if text and at < time.time() + keeper.AHEAD else LONG_AGO
 
 
 def report() -> dict:
@@ -195,6 +196,7 @@ def report() -> dict:
     seen = load(os.path.join(keeper.STATE, "report.json"))
     copies = seen.get("copies", {})
     broken = [f"{name}: {file} {said}" for name, about in copies.items() for file, said in about["broken"].items()]
+    broken += [f"escrow: {file} {said}" for file, said in seen.get("escrow", {}).items()]
     wanted = ("bytes", "files", "snapshots", "newest_hours", "read_days")
     return {
         "hours": hours(seen.get("at", "")),
