@@ -181,7 +181,8 @@ def test_the_host_cannot_undo_its_backups(host, backup):
         name = host.check_output(f"find {store}/{kind} -type f -printf '%f\\n' | head -n 1")
         assert host.check_output(f"{ask} -X DELETE {url}/{kind}/{name}") == "403"
         assert host.check_output(f"{ask} --data-binary evil {url}/{kind}/{name}") == "403"
-    assert host.run(f"timeout 6 {RESTIC} forget --keep-last 1 --prune").rc != 0
+    tried = host.run(f"timeout 6 {RESTIC} forget --keep-last 1 --prune 2>&1")  # what came of it, the repository's own disk says
+    assert tried.rc == 124 or "403" in tried.stdout or "orbidden" in tried.stdout, tried.stdout
     host.run(f"{RESTIC} unlock --remove-all")
     after = set(host.check_output(listing).splitlines())
     assert set(seen.splitlines()) <= after and backup.snapshots("records") == before

@@ -316,6 +316,9 @@ def test_the_role_can_be_taken_back(host, target, repository):
     assert host.run("systemctl is-active bulwark-backup-server.service").rc != 0
     assert not host.file("/etc/bulwark/backup_keeper.json").exists
     assert not host.file("/etc/systemd/system/restic-rest-server.service").exists
+    for question in ("is-active", "is-enabled"):  # the package's own, open to everybody
+        assert host.run(f"systemctl {question} restic-rest-server.service").rc != 0
+    assert host.run("curl -s -m 3 http://127.0.0.1:8000/").rc == 7, "nobody serves"
     assert host.file(f"{STORE}/hosts/ward-1/config").exists, "copies stay"
     target.reapply()
     assert repository.http("ward-1", "GET", "/ward-1/config") == 401, "hosts and the other site are let in when their roles run"

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import http.client
 import os
+import pwd
 import re
 import ssl
 import stat
@@ -20,6 +21,7 @@ import time
 
 from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
+    CannotObserve,
     file_facts,
     load,
     look,
@@ -29,6 +31,7 @@ from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common i
 )
 
 SECRETS, STATE = "/etc/bulwark/backup", "/var/lib/bulwark/backup"
+POSTGRESQL, SOCKETS = "/var/lib/postgresql", "/var/run/postgresql"
 KEEPER = "/etc/bulwark/backup_keeper.json"
 SECRET_FILES = ("access", "password", "repository", "settings.json", "escrow.json")
 FILES = (
@@ -50,11 +53,11 @@ def collect() -> dict:
     sets          {name: {hours: since the newest whole backup began; late_hours: by how much that is more than its interval,
                   less than zero when it is not; problem, files, databases, moved}}
     circles       sets whose last backup held, or may have held, the backups that this host keeps of others
-    undeclared    clusters of PostgreSQL that are here although no database of that kind is declared
+    undeclared    databases of PostgreSQL that are here and not declared, and clusters that nobody can ask while none is
     door          {delete: the answer to an attempt to delete, without_password: to one without password; 0 if nobody answers}
     escrow        {custodians: public keys to which the key is sealed, of_this_key: it is the key in use, recipients: number}
     restore_test  {days: since the last that passed, passed: whether the last did, at, seconds, sets, structure}
-    documents     {inventory: what is described, hours: since the sheet of recovery was written}
+    documents     {inventory: what is described, unavailable: what could not be, hours: since the sheet of recovery was written}
     """
     settings = load(f"{SECRETS}/settings.json")
     status = load(f"{STATE}/status.json")
@@ -63,7 +66,7 @@ def collect() -> dict:
         "secrets": secrets, "missing": missing, "open": loose,
         "sets": lambda: sets(settings, status), "circles": lambda: circles(settings, status),
         "undeclared": lambda: undeclared(settings), "door": lambda: door(settings), "escrow": lambda: escrow(settings),
-        "restore_test": lambda: restore_test(status), "documents": documents,
+        "restore_test": lambda: restore_test(status), "documents": lambda: documents(status),
     }  # fmt: skip
     data: dict = {}
     seen, data["unobserved"] = look(parts, OSError)
@@ -156,10 +159,27 @@ def circles(settings: dict, status: dict) -> list[str]:
 
 
 def undeclared(settings: dict) -> list[str]:
-    """Return clusters of PostgreSQL that nobody dumps: a copy of their files alone does not restore."""
-    kinds = {base["kind"] for entry in settings.get("sets", []) for base in entry["databases"]}
-    found = [os.path.dirname(path) for path in glob.glob("/var/lib/postgresql/*/*/PG_VERSION")]
-    return [] if kinds & {"postgresql", "command"} else sorted(found)
+    """Return databases of PostgreSQL that nobody dumps, and clusters that nobody can ask: a copy of files does not restore."""
+    bases = [base for entry in settings.get("sets", []) for base in entry["databases"]]
+    declared = {base.get("database", base["name"]) for base in bases if base["kind"] in ("postgresql", "command")}
+    clusters = sorted(os.path.dirname(path) for path in glob.glob(f"{POSTGRESQL}/*/*/PG_VERSION"))
+    if not clusters:
+        return []
+    sockets = [path for path in glob.glob(f"{SOCKETS}/.s.PGSQL.*") if path.rpartition(".")[2].isdigit()]
+    found = {name for path in sockets for name in databases(path)}
+    if len(sockets) < len(clusters):  # one that does not run is not asked
+        return sorted(found - declared) + ([] if declared else clusters)
+    return sorted(found - declared)
+
+
+def databases(path: str) -> list[str]:
+    """Return the databases that people made on the server behind a socket."""
+    query = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> 'postgres'"
+    words = ["psql", "-X", "-A", "-t", "-h", os.path.dirname(path), "-p", path.rpartition(".")[2], "-d", "postgres", "-c", query]
+    try:
+        return run(words, user=pwd.getpwnam("postgres").pw_uid).splitlines()
+    except KeyError as exc:
+        raise CannotObserve("there is PostgreSQL, but no account of that name") from exc
 
 
 def door(settings: dict) -> dict[str, int]:
@@ -219,10 +239,11 @@ def tried(about: dict) -> dict:
     return {**{key: about.get(key) for key in wanted}, "databases": answered}
 
 
-def documents() -> dict:
+def documents(status: dict) -> dict:
     """Return what is described of the host, and how old the sheet of recovery is."""
     sheet, place = os.path.join(STATE, "RECOVERY.md"), os.path.join(STATE, "inventory")
     return {
         "hours": hours(os.stat(sheet).st_mtime if os.path.exists(sheet) else None),
         "inventory": sorted(os.listdir(place)) if os.path.isdir(place) else [],
+        "unavailable": status.get("unavailable", []),
     }

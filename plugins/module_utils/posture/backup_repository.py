@@ -41,12 +41,16 @@ UNITS = (
 )
 DIRECTORY, ACCESS = "/etc/bulwark/backup_repository", "/etc/bulwark/backup_repository/access"
 LONG_AGO = 1000000.0
+PACKAGES = ("restic", "restic-rest-server", "rclone")
+BEFORE = "/etc/bulwark-backup-repository.before"  # which of them were there before the role came
 
 
 def collect() -> dict:
     """Return how copies are kept.
 
     release       version of the system; sandbox: whether systemd may filter what services do (in a plain container it may not)
+    packages      those that serve which are installed; before: those that were before the role came, None unless it did
+    own_service   what becomes of the package's own service, which would serve everybody: {active, enabled}
     units         {name: state}; at_boot: those that start with the system
     settings      what the keeper was told; without, {}
     running       {user, no_new_privileges, append_only, private, in_force: nothing it was started with has changed since}
@@ -55,7 +59,7 @@ def collect() -> dict:
     certificate   {name, days, sound}
     store         {exists, odd: [what somebody else owns or may read]}
     report        {hours: since the last look, broken: [copy: file what], copies: {name: about}, bytes}
-    pulls         {server: {host: {hours since it was last fetched whole, problem}}}
+    pulls         [{copy: <server>/<host>, hours: since it was last fetched whole, problem}]
     escrow        [{host, custodians: their public keys, recipients: how many can open it, whole: no byte has turned}]
     capacity      {free_percent, free_bytes, days_that_fit: None while less than two days are known or they shrink}
     retention     {days: as the keeper has them, too_early: [what was let go before its time]}
@@ -64,7 +68,9 @@ def collect() -> dict:
     settings = load(keeper.SETTINGS)
     directory = settings.get("directory", "/srv/backup")
     parts = {
-        "release": release, "units": units, "at_boot": at_boot, "settings": lambda: settings, "running": running,
+        "release": release, "packages": packages, "own_service": own_service,
+        "before": lambda: read(BEFORE).split() if os.path.exists(BEFORE) else None,
+        "units": units, "at_boot": at_boot, "settings": lambda: settings, "running": running,
         "door": lambda: door(settings), "access": access, "certificate": lambda: certificate(DIRECTORY, "sslserver"),
         "store": lambda: store(directory), "report": report, "pulls": pulls, "escrow": lambda: escrow(directory),
         "capacity": lambda: capacity(directory), "retention": lambda: retention(settings),
@@ -77,6 +83,18 @@ def release() -> int:
     """Return the version of the system, 0 if it has none."""
     found = re.search(r'^VERSION_ID="?(\d+)', read("/etc/os-release"), re.MULTILINE)
     return int(found.group(1)) if found else 0
+
+
+def packages() -> list[str]:
+    """Return which packages are installed."""
+    return [name for name in PACKAGES if os.path.exists(f"/var/lib/dpkg/info/{name}.list")]
+
+
+def own_service() -> dict[str, bool]:
+    """Return whether the package's own service runs, or would at the next start."""
+    shown = run(["systemctl", "show", "-p", "ActiveState,UnitFileState", "restic-rest-server.service"])
+    state = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    return {"active": state.get("ActiveState") in ("active", "activating"), "enabled": state.get("UnitFileState") == "enabled"}
 
 
 def units() -> dict[str, str]:
@@ -206,14 +224,13 @@ def report() -> dict:
     }
 
 
-def pulls() -> dict:
+def pulls() -> list[dict]:
     """Return how it went when copies of other sites were fetched."""
     seen = load(os.path.join(keeper.STATE, "pulls.json"))
-    return {
-        server: {host: {"hours": hours(about.get("sound_at", "")), "problem": about.get("problem", "")}
-                 for host, about in hosts.items()}
-        for server, hosts in seen.items()
-    }  # fmt: skip
+    return [
+        {"copy": f"{server}/{host}", "hours": hours(about.get("sound_at", "")), "problem": about.get("problem", "")}
+        for server, hosts in sorted(seen.items()) for host, about in sorted(hosts.items())
+    ]  # fmt: skip
 
 
 def escrow(directory: str) -> list[dict]:

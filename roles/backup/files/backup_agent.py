@@ -57,7 +57,7 @@ INVENTORY = {
     "packages": ["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${Architecture}\t${db:Status-Abbrev}\n"],
     "installed-automatically": ["cat", "/var/lib/apt/extended_states"],  # apt-mark would take seconds to say the same
     "block-devices": ["lsblk", "--json", "--bytes", "-o", "NAME,TYPE,SIZE,FSTYPE,LABEL,UUID,PARTUUID,PARTTYPE,MOUNTPOINT,MODEL"],
-    "file-systems": ["findmnt", "--json", "--real", "-o", "TARGET,SOURCE,FSTYPE,OPTIONS,SIZE"],
+    "file-systems": ["findmnt", "--task", "1", "--json", "--real", "-o", "TARGET,SOURCE,FSTYPE,OPTIONS,SIZE"],
     "physical-volumes": ["pvs", "--reportformat", "json", "-o", "pv_all"],
     "volume-groups": ["vgs", "--reportformat", "json", "-o", "vg_all"],
     "logical-volumes": ["lvs", "--reportformat", "json", "-o", "lv_all"],
@@ -179,24 +179,30 @@ def due_at(entry: dict, about: dict, host: str, splay_minutes: int) -> float:
 # --- what a host is made of ---------------------------------------------------------------------------------------------
 
 
-def asked(command: list[str]) -> str:
-    """Return what a command says about the host, or that it cannot."""
+def asked(command: list[str]) -> tuple[str, bool]:
+    """Return (what a command says about the host, or that it cannot; whether it failed). What is not installed has no say."""
     try:
         done = subprocess.run(command, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, env=ENVIRONMENT)
+    except FileNotFoundError:
+        return f"not available: {command[0]} is not installed\n", False
     except (OSError, subprocess.TimeoutExpired) as exc:
-        return f"not available: {exc}\n"
-    return (
-        done.stdout.decode(errors="replace") if done.returncode == 0 else f"not available: {last_words(done.stderr.decode())}\n"
-    )
+        return f"not available: {exc}\n", True
+    if done.returncode:
+        return f"not available: {last_words(done.stderr.decode(errors='replace'))}\n", True
+    return done.stdout.decode(errors="replace"), False
 
 
-def inventory(settings: dict) -> None:
-    """Write down packages, volumes, partitions and the like, and how this host is recovered."""
+def inventory(settings: dict, status: dict) -> None:
+    """Write down packages, volumes, partitions and the like, how this host is recovered, and what could not be found out."""
+    unavailable = []
     for name, command in INVENTORY.items():
-        write(os.path.join(STATE, "inventory", name), asked(command).encode())
+        text, failed = asked(command)
+        write(os.path.join(STATE, "inventory", name), text.encode())
+        unavailable += [name] * failed
     disks = sorted(glob.glob("/dev/[sv]d?") + glob.glob("/dev/nvme*n?"))
-    save(os.path.join(STATE, "inventory", "partitions.json"), {disk: asked(["sfdisk", "--dump", disk]) for disk in disks})
+    save(os.path.join(STATE, "inventory", "partitions.json"), {disk: asked(["sfdisk", "--dump", disk])[0] for disk in disks})
     write(os.path.join(STATE, "RECOVERY.md"), recovery_sheet(settings).encode())
+    status["unavailable"] = unavailable
 
 
 def recovery_sheet(settings: dict) -> str:
@@ -553,7 +559,7 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
         raise AgentError(f"backups of others are no data of this host: {', '.join(circles)}")
     repository(status)
     restic("--quiet", "unlock")  # what one that was killed left, here or as it tidied up there, would keep all others out
-    inventory(settings)
+    inventory(settings, status)
     for base in entry["databases"]:
         dump(base)
     path = manifest_path(entry["name"])

@@ -126,7 +126,7 @@ def place(tmp_path, monkeypatch):
     for name in ("SECRETS", "STATE", "CACHE"):
         monkeypatch.setattr(agent, name, str(tmp_path / name.lower()))
     monkeypatch.setattr(agent, "KEEPER", str(tmp_path / "keeper.json"))
-    monkeypatch.setattr(agent, "inventory", lambda settings, status=None: None)
+    monkeypatch.setattr(agent, "inventory", lambda settings, status: None)
     (tmp_path / "state").mkdir()
     (tmp_path / "data" / "copies" / "hosts").mkdir(parents=True)
     (tmp_path / "data" / "file").write_text("x")
@@ -395,3 +395,14 @@ def test_a_repository_that_is_gone_is_said_as_such(place, asked, capsys):
     asked.answers["cat"] = (1, 'unable to open config file: Head "https://b:1/w/config": dial tcp 10.0.0.1:1: connect: refused')
     agent.back_up(given, given["sets"][0], {"repository": "r"})
     assert "event=failed set=s" in capsys.readouterr().err, "a network that is down is no loss"
+
+
+def test_what_cannot_be_described_is_on_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(agent, "STATE", str(tmp_path))
+    commands = {"whole": ["echo", "x"], "broken": ["sh", "-c", "echo no >&2; exit 1"], "lvm": ["no-such-program"]}
+    monkeypatch.setattr(agent, "INVENTORY", commands)
+    status: dict = {}
+    agent.inventory(settings(tmp_path), status)
+    assert status["unavailable"] == ["broken"], "of what is not installed, there is nothing to describe"
+    assert (tmp_path / "inventory" / "whole").read_text() == "x\n"
+    assert "not installed" in (tmp_path / "inventory" / "lvm").read_text()

@@ -62,3 +62,22 @@ def test_nothing_happened_in_the_future():
     assert backup.hours(now + 400) == backup.LONG_AGO
     told = {"sets": [entry("a", "/srv")]}
     assert backup.sets(told, {"sets": {"a": {"success": 1, "started": now + 86400}}})["a"]["late_hours"] > 1000
+
+
+def test_every_database_is_to_be_declared(tmp_path, monkeypatch):
+    """One that is declared does not stand for all others."""
+    monkeypatch.setattr(backup, "POSTGRESQL", str(tmp_path / "clusters"))
+    monkeypatch.setattr(backup, "SOCKETS", str(tmp_path / "sockets"))
+    monkeypatch.setattr(backup, "databases", lambda path: ["clinic", "billing", "lab"])
+    told = {"sets": [{**entry("a", "/srv"), "databases": [
+        {"name": "clinic", "kind": "postgresql", "database": "clinic"}, {"name": "lab", "kind": "command"}]}]}  # fmt: skip
+    assert backup.undeclared(told) == [], "there is no PostgreSQL"
+    cluster = tmp_path / "clusters" / "17" / "main"
+    cluster.mkdir(parents=True)
+    (cluster / "PG_VERSION").write_text("17")
+    assert backup.undeclared(told) == [] and backup.undeclared({}) == [str(cluster)], "it does not run"
+    (tmp_path / "sockets").mkdir()
+    (tmp_path / "sockets" / ".s.PGSQL.5432").write_text("")
+    (tmp_path / "sockets" / ".s.PGSQL.5432.lock").write_text("")
+    assert backup.undeclared(told) == ["billing"]
+    assert backup.undeclared({}) == ["billing", "clinic", "lab"]
