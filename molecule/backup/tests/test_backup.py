@@ -338,7 +338,7 @@ def test_an_empty_database_and_a_lost_role_are_seen(host, backup):
 
 def test_restore_test_finds_what_is_not_as_it_was(host, backup):
     """First what a comparison sees; then a dump that is no longer whole."""
-    manifest, place = f"{STATE}/manifests/records.json.gz", "/root/altered"
+    manifest, place = f"{STATE}/manifests/records.json", "/root/altered"
     host.check_output("bash -ec %s", TREE)
     backup.run("records")
     host.check_output(f"{RESTIC} restore latest --tag set:records --target {place}")
@@ -467,7 +467,7 @@ def test_a_lost_host_is_built_anew_and_serves(host, backup, bare):
         time.sleep(0.5)
     assert page.stdout == "Opening hours of the example clinic\n"
     assert there("getent passwd nosy").startswith("nosy:"), "its people are back"
-    compared = json.loads(there(f"{AGENT} compare {STATE}/manifests/records.json.gz /"))
+    compared = json.loads(there(f"{AGENT} compare {STATE}/manifests/records.json /"))
     assert compared["different"] == [] and compared["compared"] > 10
     assert int(there(f"grep -c '^systemd' {STATE}/inventory/packages")) > 0
     sheet = there(f"cat {STATE}/RECOVERY.md")

@@ -25,7 +25,6 @@ import base64
 import contextlib
 import fcntl
 import glob
-import gzip
 import hashlib
 import json
 import os
@@ -225,7 +224,7 @@ def recovery_sheet(settings: dict) -> str:
         f"   `cp -a --remove-destination /root/back/. /`. State and dumps are below {STATE}.",
         "4. Install what `inventory/packages` lists (some of it comes by itself: `inventory/installed-automatically`).",
         f"5. Load the dumps of databases from {STATE}/dumps; of PostgreSQL first *.globals (psql), then the rest (pg_restore).",
-        f"6. `backup_agent compare {STATE}/manifests/<set>.json.gz /` says whether all is as it was.", "",
+        f"6. `backup_agent compare {STATE}/manifests/<set>.json /` says whether all is as it was.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -441,18 +440,18 @@ def make_manifest(name: str, paths: list[str], excludes: list[str], before: dict
 
 
 def manifest_path(name: str) -> str:
-    """Return where the manifest of a set lies."""
-    return os.path.join(STATE, "manifests", f"{name}.json.gz")
+    """Return where the manifest of a set lies. It is not compressed, so that restic keeps what is as before only once."""
+    return os.path.join(STATE, "manifests", f"{name}.json")
 
 
 def read_manifest(path: str) -> dict:
     """Return a manifest; an empty one if there is none."""
     try:
-        with gzip.open(path, "rt", encoding="ascii") as stream:
+        with open(path, encoding="ascii") as stream:
             return json.load(stream)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, EOFError) as exc:
+    except (OSError, ValueError) as exc:
         raise AgentError(f"{path}: {exc}") from exc
 
 
@@ -565,8 +564,8 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
     path = manifest_path(entry["name"])
     excludes = [*entry["excludes"], scratch_of(settings), CACHE, *others]
     manifest = make_manifest(entry["name"], entry["paths"], [*excludes, STATE], read_manifest(path))
-    write(path, gzip.compress(json.dumps(manifest).encode("ascii"), 3))
-    own = [os.path.join(STATE, part) for part in ("inventory", "RECOVERY.md", f"manifests/{entry['name']}.json.gz")]
+    write(path, json.dumps(manifest).encode("ascii"))
+    own = [os.path.join(STATE, part) for part in ("inventory", "RECOVERY.md", f"manifests/{entry['name']}.json")]
     own += [path for base in entry["databases"] for path in dump_paths(base)]
     with handed("".join(f"{item}\0" for item in [*entry["paths"], *own])) as listed, handed("\n".join(excludes) + "\n") as out:
         code, said = restic(
