@@ -254,7 +254,7 @@ def test_files_that_come_and_go_are_no_fault(host, backup):
     """Somebody who may write among what is backed up makes and removes files all the time."""
     churn = (
         f"mkdir -p {RECORDS}/churn && cd {RECORDS}/churn && end=$((SECONDS + 25)); while [ $SECONDS -lt $end ]; do "
-        "for i in $(seq 300); do echo $i >f$i; done; rm -f f*; done; touch /root/churned"
+        "for i in $(seq 300); do n=$((n + 1)); echo $n >f$n; done; rm -f f*; done; touch /root/churned"
     )
     host.check_output("rm -f /root/churned; (setsid bash -c %s >/dev/null 2>&1 &)", churn)
     for _turn in range(3):

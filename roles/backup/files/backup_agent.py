@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -529,9 +530,11 @@ def within(path: str, above: str) -> bool:
     return f"{path.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
 
 
-def vanished(item: str, wanted: list[str]) -> bool:
+def vanished(line: dict, wanted: list[str]) -> bool:
     """Return whether what restic could not read is no fault: a file that came and went while it looked, as they do."""
-    return item.startswith("/") and item not in wanted and not os.path.lexists(item)
+    item, error = str(line.get("item", "")), line.get("error")
+    absent = (isinstance(error, dict) and error.get("Err") == errno.ENOENT) or os.strerror(errno.ENOENT).lower() in str(error)
+    return item.startswith("/") and item not in wanted and (absent or not os.path.lexists(item))
 
 
 def back_up(settings: dict, entry: dict, status: dict) -> None:
@@ -575,7 +578,8 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     summary = next((line for line in lines if line.get("message_type") == "summary"), None)
     errors = [str(line.get("item", "")) for line in lines if line.get("message_type") == "error"]
-    unread = [item for item in errors if not vanished(item, [*entry["paths"], *own])]
+    unread = [str(line.get("item", "")) for line in lines
+              if line.get("message_type") == "error" and not vanished(line, [*entry["paths"], *own])]  # fmt: skip
     if summary is None or unread or (code == 3 and not errors):
         raise AgentError(f"could not be read: {', '.join(unread[:SHOWN]) or last_words(said)}")
     moved = touched(manifest)
@@ -621,7 +625,9 @@ def clear(place: str) -> None:
     """Remove what a restore test left. The mark that says so goes last; without it nothing is removed."""
     if not os.path.lexists(place):
         return
-    if os.path.islink(place) or not os.path.isfile(os.path.join(place, MARK)):
+    ours = os.path.isdir(place) and not os.path.islink(place)
+    left = [name for name in os.listdir(place) if not name.startswith(".new-")] if ours else []
+    if not ours or (left and not os.path.isfile(os.path.join(place, MARK))):
         raise AgentError(f"{place}: was not made by a restore test; somebody looks at it, and removes it")
     for name in os.listdir(place):
         path = os.path.join(place, name)
@@ -629,7 +635,8 @@ def clear(place: str) -> None:
             shutil.rmtree(path)
         elif name != MARK:
             os.unlink(path)
-    os.unlink(os.path.join(place, MARK))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(place, MARK))
     os.rmdir(place)
 
 

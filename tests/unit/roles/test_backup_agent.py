@@ -190,6 +190,13 @@ def test_room_is_made_and_cleared_again(place):
     assert os.listdir(place / "scratch") == ["somebody's"] and (place / "data" / "file").exists()
 
 
+def test_one_that_was_killed_before_its_mark_was_there_stops_nothing(place):
+    made = place / "scratch" / "bulwark-restore-test"
+    made.mkdir(parents=True)
+    (made / ".new-x").write_text("x")
+    assert agent.room(settings(place)) == str(made)
+
+
 @pytest.mark.parametrize("what", ["directory", "link", "file"])
 def test_what_is_not_its_own_is_never_removed(place, what):
     made = place / "scratch" / "bulwark-restore-test"
@@ -346,6 +353,14 @@ def errors(*items: str) -> str:
     """Return what restic says when it could not read something, and a summary."""
     said = [{"message_type": "error", "error": {}, "during": "archival", "item": item} for item in items]
     return "".join(json.dumps(line) + "\n" for line in [SUMMARY, *said]) + "Warning: at least one source file could not be read\n"
+
+
+@pytest.mark.parametrize("error", [{"Op": "lstat", "Path": "/x", "Err": 2}, {"message": "lstat /x: no such file or directory"}])
+def test_what_was_gone_and_is_back_is_no_fault_either(place, error):
+    line = {"message_type": "error", "item": str(place / "data" / "file"), "error": error}
+    assert agent.vanished(line, [])
+    assert not agent.vanished(line, [str(place / "data" / "file")])
+    assert not agent.vanished({**line, "error": {"Op": "open", "Path": "/x", "Err": 13}}, [])
 
 
 def test_what_is_really_gone_is_no_fault(place, asked):
