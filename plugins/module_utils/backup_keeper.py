@@ -5,7 +5,8 @@
 
     backup_keeper check [--all]       read a slice of every copy (or all of it), and name what is broken, missing or foreign
     backup_keeper pull                fetch what is new in the repositories of other sites
-    backup_keeper prune --host NAME   let copies go whose time is over; the host's key comes on standard input
+    backup_keeper forget --host NAME  know no more of a copy that somebody took away, and of sealed keys that a custodian removed
+    backup_keeper prune --host NAME   let copies go whose time is over; keys come on standard input, one a line
 
 restic names each file by the SHA-256 of what is in it. So whether a file is as it was written can be told without any key, and by
 whoever has a second copy. What was there once and is gone is known from a ledger. The settings, /etc/bulwark/backup_keeper.json:
@@ -13,7 +14,8 @@ whoever has a second copy. What was there once and is gone is known from a ledge
     {"name", "directory", "hosts": [names], "slices": n, "retention_days": n, "free_percent": n, "site",
      "pulls": [{"server", "site", "address", "port", "hosts": [names]}]}
 
-Below the directory lie hosts/<host> (where hosts add), offsite/<server>/<host> (fetched) and escrow/<host>.json (sealed keys).
+Below the directory lie hosts/<host> (where hosts add), offsite/<server>/<host> (fetched) and escrow/<host>/<SHA-256>.json (sealed
+keys, each called by what is in it).
 """
 
 from __future__ import annotations
@@ -35,12 +37,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 SETTINGS, STATE = "/etc/bulwark/backup_keeper.json", "/var/lib/bulwark/backup-repository"
 USER = "bulwark-backup"
 KINDS = ("keys", "data", "index", "snapshots")  # in the order in which a copy is sound at every moment
 DAY, LEAST_DAYS, HISTORY, ON_ITS_WAY = 86400, 30, 60, 3600
+AHEAD = 300  # how wrong clocks may be
 BLOCK, FILE_BYTES = 1 << 20, 1 << 31
 FILE = re.compile(r"[0-9a-f]{64}")
 
@@ -85,10 +88,14 @@ def seconds_of(text: str) -> float:
     return at if zone == "Z" else at - int(zone[0] + "1") * (int(zone[1:3]) * 3600 + int(zone[4:]) * 60)
 
 
+def word(text: str) -> str:
+    """Return a text as one word of a line: whoever names a file cannot end the quotation, and say something else."""
+    return text if re.fullmatch(r"[A-Za-z0-9_.:/@+-]+", text) else json.dumps(text.replace('"', "'"))
+
+
 def say(event: str, loud: bool = False, **more: object) -> None:
-    """Write a line to the journal, as an error if it is loud."""
-    words = [f"event={event}"] + [f"{key}={value if re.fullmatch(r'[A-Za-z0-9_.:/@+-]+', str(value)) else json.dumps(str(value))}"
-                                  for key, value in more.items()]  # fmt: skip
+    """Write a line to the journal, as an error if it is loud. Role log_review raises alarms by what is said here."""
+    words = [f"event={event}", *(f"{key}={word(str(value))}" for key, value in more.items())]
     sys.stderr.write(("<3>" if loud else "<6>") * ("JOURNAL_STREAM" in os.environ) + " ".join(words) + "\n")
 
 
@@ -154,8 +161,11 @@ def check_copy(name: str, path: str, ledger: dict, slices: int, everything: bool
     present, foreign = files(path)
     known = ledger.setdefault("files", {})
     read_at = ledger.setdefault("slices", [])
-    if len(read_at) != slices:  # never seen, or cut otherwise: all is due, beginning now
-        read_at[:] = [now if not known else 0.0] * slices
+    past = [at for at in read_at if at <= now + AHEAD]  # the clock may have been wrong
+    oldest = min(past, default=0.0 if known else now)
+    if len(read_at) != slices:  # never seen, or cut otherwise: nobody knows what was read after the oldest
+        read_at[:] = [oldest] * slices
+    read_at[:] = [at if at <= now + AHEAD else oldest for at in read_at]
     turn = read_at.index(min(read_at))
     before, broken = ledger.setdefault("broken", {}), {}
     for file, size in sorted(present.items()):
@@ -180,9 +190,10 @@ def check_copy(name: str, path: str, ledger: dict, slices: int, everything: bool
     for file, said in sorted(broken.items()):
         say("broken", True, copy=name, file=file, problem=said)
     arrived = [os.stat(os.path.join(path, file)).st_mtime for file in present if file.startswith("snapshots/")]
+    past = [at for at in arrived if at <= now + AHEAD]  # one that arrives tomorrow must not hide that nothing arrived since
     return {
         "files": len(present), "bytes": sum(present.values()), "snapshots": len(arrived), "broken": broken,
-        "newest_hours": round((now - max(arrived)) / 3600, 2) if arrived else None,
+        "newest_hours": round((now - max(past)) / 3600, 2) if past else None,
         "read_days": round((now - min(read_at)) / DAY, 2),
     }  # fmt: skip
 
@@ -208,14 +219,77 @@ def alone() -> Iterator[None]:
         yield
 
 
+def known_copies() -> list[str]:
+    """Return the copies of which there is a ledger."""
+    place = os.path.join(STATE, "ledger")
+    names = sorted(os.listdir(place)) if os.path.isdir(place) else []
+    return [name[:-5].replace("@", "/") for name in names if name.endswith(".json") and not name.startswith(".")]
+
+
+def lost(name: str) -> dict:
+    """Return what is to be said of a copy that is not there any more."""
+    say("broken", True, copy=name, problem="the whole copy is missing")
+    return {
+        "files": 0, "bytes": 0, "snapshots": 0, "newest_hours": None, "read_days": 0.0,
+        "broken": {"copy": "is missing as a whole"},
+    }  # fmt: skip
+
+
+def check_escrow(directory: str, known: dict) -> dict[str, str]:
+    """Return {sealed key: what is wrong with it}, and bring what is known up to date. Each is called by what is in it."""
+    place, broken, present = os.path.join(directory, "escrow"), {}, set()
+    for host in sorted(os.listdir(place)) if os.path.isdir(place) else ():
+        inside = os.path.join(place, host)
+        for name in sorted(os.listdir(inside)) if os.path.isdir(inside) and not os.path.islink(inside) else ("",):
+            path, below = os.path.join(inside, name), f"{host}/{name}"
+            if name.startswith(".new-"):
+                continue
+            if os.path.islink(path) or not os.path.isfile(path) or not re.fullmatch(r"[0-9a-f]{64}\.json", name):
+                broken[below] = "does not belong here"
+                continue
+            present.add(below)
+            if f"{digest(path)}.json" == name:
+                known.setdefault(below, stamp(time.time()))
+            else:
+                broken[below] = "is not what was written"
+    broken.update({below: "is missing" for below in known if below not in present})
+    for below, said in sorted(broken.items()):
+        say("broken", True, copy="escrow", file=below, problem=said)
+    return broken
+
+
+def forget(settings: dict, name: str) -> int:
+    """Know no more of a copy that was taken away, and of its host's sealed keys that were. What is there is not forgotten."""
+    if name in dict(copies(settings["directory"])):
+        raise KeeperError(f"{name}: is still there")
+    host, escrow = name.rsplit("/", 1)[-1], load(os.path.join(STATE, "escrow.json"))
+    gone = [below for below in escrow if below.startswith(f"{host}/")
+            and not os.path.exists(os.path.join(settings["directory"], "escrow", below))]  # fmt: skip
+    if name not in known_copies() and not gone:
+        raise KeeperError(f"{name}: nothing is known of it")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(ledger_path(name))
+    save(os.path.join(STATE, "escrow.json"), {below: at for below, at in escrow.items() if below not in gone})
+    by = os.environ.get("SUDO_USER", "root")
+    record = {"at": stamp(time.time()), "copy": name, "by": by, "forgotten": True, "sealed": gone, "removed": []}
+    with open(os.path.join(STATE, "pruned.jsonl"), "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record, sort_keys=True) + "\n")
+    say("forgotten", copy=name, by=by, sealed=len(gone))
+    return 0
+
+
 def check(settings: dict, everything: bool) -> int:
-    """Look at every copy and at the space, and write the report."""
+    """Look at every copy, at sealed keys and at the space, and write the report."""
     now, report = time.time(), load(os.path.join(STATE, "report.json"))
     found = {}
     for name, path in copies(settings["directory"]):
         ledger = load(ledger_path(name))
         found[name] = check_copy(name, path, ledger, settings["slices"], everything, now)
         save(ledger_path(name), ledger)
+    found.update({name: lost(name) for name in known_copies() if name not in found and load(ledger_path(name)).get("files")})
+    sealed = load(os.path.join(STATE, "escrow.json"))
+    escrow = check_escrow(settings["directory"], sealed)
+    save(os.path.join(STATE, "escrow.json"), sealed)
     room = shutil.disk_usage(settings["directory"])
     total = sum(about["bytes"] for about in found.values())
     days = {**report.get("days", {}), stamp(now)[:10]: total}
@@ -223,8 +297,8 @@ def check(settings: dict, everything: bool) -> int:
     free = round(100 * room.free / room.total, 1)
     if free < settings["free_percent"]:
         say("capacity", True, free_percent=free, wanted_percent=settings["free_percent"])
-    broken = sum(len(about["broken"]) for about in found.values())
-    report = {"at": stamp(now), "copies": found, "days": days, "bytes": total, "broken": broken}
+    broken = sum(len(about["broken"]) for about in found.values()) + len(escrow)
+    report = {"at": stamp(now), "copies": found, "escrow": escrow, "days": days, "bytes": total, "broken": broken}
     save(os.path.join(STATE, "report.json"), report)
     say("checked", bool(broken), copies=len(found), bytes=total, broken=broken, free_percent=free)
     return 1 if broken else 0
@@ -267,7 +341,10 @@ class Source:
             return []
         if answer.status != 200:
             raise KeeperError(f"/{host}/{kind}/: {answer.status} {answer.reason}")
-        return sorted(entry["name"] for entry in json.loads(text or b"[]") if FILE.fullmatch(str(entry.get("name"))))
+        found = json.loads(text or b"[]")
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise KeeperError(f"/{host}/{kind}/: the answer is no list of files")
+        return sorted(entry["name"] for entry in found if FILE.fullmatch(str(entry.get("name"))))
 
     def fetch(self, host: str, file: str, path: str, expected: str) -> str:
         """Bring one file here if it is what its name says; return missing, altered, or nothing when all is well."""
@@ -288,6 +365,8 @@ class Source:
                     if size > FILE_BYTES:
                         raise KeeperError(f"/{host}/{file}: does not end")
                     stream.write(block)
+                if getattr(answer, "length", 0):
+                    raise KeeperError(f"/{host}/{file}: the connection was cut, {answer.length} bytes are missing")
                 stream.flush()
                 os.fsync(stream.fileno())
             if expected and total.hexdigest() != expected:
@@ -301,8 +380,11 @@ class Source:
         return ""
 
 
-def pull_copy(source: Source, host: str, path: str, name: str) -> dict:
-    """Fetch what is new of a host. Nothing that is here already is ever written again, so what breaks there stays whole here."""
+def pull_copy(source: Source, host: str, path: str, name: str, let_go: Collection[str] = ()) -> dict:
+    """Fetch what is new of a host. Nothing that is here already is ever written again, so what breaks there stays whole here.
+
+    Snapshots that were let go here are not fetched again while they are still there.
+    """
     new, broken = 0, {}
     config = os.path.join(path, "config")
     if os.path.exists(config):
@@ -320,7 +402,7 @@ def pull_copy(source: Source, host: str, path: str, name: str) -> dict:
         for kind in KINDS:
             for file in listed[kind]:
                 below = f"data/{file[:2]}/{file}" if kind == "data" else f"{kind}/{file}"
-                if os.path.exists(os.path.join(path, below)):
+                if os.path.exists(os.path.join(path, below)) or (kind == "snapshots" and file in let_go):
                     continue
                 said = source.fetch(host, f"{kind}/{file}", os.path.join(path, below), file)
                 new += not said
@@ -348,14 +430,16 @@ def pull(settings: dict, own: str) -> int:
             name, about = f"{server}/{host}", record.setdefault(server, {}).setdefault(host, {})
             path = os.path.join(settings["directory"], "offsite", server, host)
             try:
-                about.update(pull_copy(Source(entry, place, own), host, path, name))
+                let_go = load(ledger_path(name)).get("let_go", [])
+                about.update(pull_copy(Source(entry, place, own), host, path, name, let_go))
                 if not about["broken"]:
                     about.update(sound_at=stamp(time.time()), problem="")
                 else:
                     about["problem"] = "; ".join(f"{file} {said}" for file, said in sorted(about["broken"].items()))[:500]
-            except (KeeperError, OSError, ValueError, http.client.HTTPException) as exc:
+            except (KeeperError, OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException) as exc:
                 about["problem"] = f"{type(exc).__name__}: {exc}"[:500]
             failed += bool(about["problem"])
+            save(os.path.join(STATE, "pulls.json"), record)  # the next one may take hours
             say("pulled", bool(about["problem"]), copy=name, new=about.get("new", 0), problem=about["problem"] or "none")
         for gone in set(record[server]) - set(entry["hosts"]) if server in record else ():
             del record[server][gone]
@@ -404,7 +488,19 @@ def restic(path: str, key: str, *words: str) -> str:
     return done.stdout
 
 
-def prune(settings: dict, name: str, key: str) -> int:
+def opening(path: str, keys: list[str]) -> str:
+    """Return the key that opens a copy: a host that had several was sealed several times."""
+    said = KeeperError("no key came on standard input")
+    for key in keys:
+        try:
+            restic(path, key, "--no-lock", "cat", "config")
+            return key
+        except KeeperError as exc:
+            said = exc
+    raise said
+
+
+def prune(settings: dict, name: str, keys: list[str]) -> int:
     """Let go what has outlived its time, and write down what that was."""
     if settings["retention_days"] < LEAST_DAYS:
         raise KeeperError(f"copies are kept at least {LEAST_DAYS} days (MA-2.4b), not {settings['retention_days']}")
@@ -414,13 +510,16 @@ def prune(settings: dict, name: str, key: str) -> int:
     now, ledger = time.time(), load(ledger_path(name))
     if ledger.get("broken"):
         raise KeeperError(f"{name}: {len(ledger['broken'])} files are broken; nothing goes before they are whole again")
+    key = opening(path, keys)
     found = json.loads(restic(path, key, "--no-lock", "snapshots", "--json"))
     for entry in found:
         entry["arrived"] = os.stat(os.path.join(path, "snapshots", entry["id"])).st_mtime
     gone = outlived(found, settings["retention_days"], now)
     if gone:
+        restic(path, key, "unlock")  # what is left by one that was killed; a backup that runs keeps its lock
         restic(path, key, "forget", "--prune", *(entry["id"] for entry in gone))
         present, _foreign = files(path)
+        ledger["let_go"] = sorted({*ledger.get("let_go", []), *(entry["id"] for entry in gone)})
         ledger["files"] = {file: size for file, size in ledger.get("files", {}).items() if file in present}
         save(ledger_path(name), ledger)
     removed = [{"id": entry["id"], "time": entry["time"], "arrived": stamp(entry["arrived"])} for entry in gone]
@@ -438,7 +537,7 @@ def prune(settings: dict, name: str, key: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Check, fetch, or let go. 0: all is well; 1: something is wrong, and named; 2: it could not be looked at."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["check", "pull", "prune"])
+    parser.add_argument("action", choices=["check", "pull", "prune", "forget"])
     parser.add_argument("--all", action="store_true", help="read everything, not just what is due")
     parser.add_argument("--host", help="the copy, as <host> or <server>/<host>")
     args = parser.parse_args(argv)
@@ -454,7 +553,9 @@ def main(argv: list[str] | None = None) -> int:
                 return pull(settings, settings["name"])
             if not args.host:
                 raise KeeperError("--host: which copy?")
-            return prune(settings, args.host, sys.stdin.readline().strip())
+            if args.action == "forget":
+                return forget(settings, args.host)
+            return prune(settings, args.host, sys.stdin.read().split())
     except (KeeperError, OSError, KeyError, ValueError) as exc:
         say("failed", True, action=args.action, problem=f"{type(exc).__name__}: {exc}")
         return 2

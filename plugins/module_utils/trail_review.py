@@ -421,6 +421,7 @@ _OWN = {
     "bulwark-break-glass",
     "bulwark-heartbeat",
     "bulwark-duo",
+    "bulwark-backup",
 }
 _SETUID = {"sudo", "su", "passwd", "chage", "chsh", "chfn", "gpasswd"}
 
@@ -714,7 +715,8 @@ class Normaliser:
         return [event(line, "firewall", "rules_changed", program=visible(made.group(2), 32), text=visible(message, SHOWN))]
 
     def bulwark(self, line: Mapping, entry: Mapping, message: str, known: dict, name: str) -> list[Event]:
-        """Our own programs: bulwark-vpn, bulwark-duo, bulwark-guard, bulwark-break-glass, bulwark-review, bulwark-antivirus."""
+        """Our own programs: bulwark-vpn, bulwark-duo, bulwark-guard, bulwark-break-glass, bulwark-review, bulwark-antivirus,
+        bulwark-backup."""
         text, words = visible(message, SHOWN), dict(_WORDS.findall(message))
         words = {key: value.strip('"') for key, value in words.items()}
         if name == "bulwark-vpn":
@@ -742,6 +744,15 @@ class Normaliser:
                 return []  # with the whole host
             objects = [words[key] for key in ("unit", "missing") if key in words]
             return [event(line, "antivirus", action, program=name, text=text, objects=objects, value=words.get("hours", ""))]
+        if name == "bulwark-backup":
+            words = {key: value.strip('"') for key, value in reversed(_WORDS.findall(message))}  # what stands first counts
+            action, wrong = words.get("event", ""), words.get("problem", "none") not in ("", "none")
+            if action == "restore_test" and words.get("passed") != "True":
+                action = "restore_test_failed"
+            elif action == "pulled" and wrong:
+                action = "pull_failed"
+            objects = [visible(words[key], 300) for key in ("set", "copy", "file") if key in words]
+            return [event(line, "backup", action, program=name, text=text, objects=objects, value=words.get("free_percent", ""))]
         if name == "bulwark-review":
             return [
                 event(

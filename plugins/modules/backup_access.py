@@ -39,6 +39,12 @@ options:
     description: With V(made), the certificate in PEM of the authority that vouches for the server. Empty only in check mode.
     type: str
     default: ""
+  taken:
+    description:
+      - With V(made), whether the server keeps backups of this host already. Then a key that is not here is not made anew,
+        for it could open none of them; a custodian gives back the one that was.
+    type: bool
+    default: false
   custodians:
     description:
       - With V(made), who can recover the key; it is sealed to all of them with age(1), anew whenever they change.
@@ -73,8 +79,13 @@ options:
   authority_file:
     description: With V(entered), where the certificate of the server's authority lies, to be returned.
     type: path
+  copies:
+    description: With V(entered), the directory of a host's backups, to tell whether there are some.
+    type: path
   escrow:
-    description: With V(entered), the sealed key that V(made) returned. Not given where there is none.
+    description:
+      - With V(entered), the sealed key that V(made) returned. Not given where there is none.
+      - It is kept below O(directory), as <host>/<SHA-256>.json, beside those that were sealed before. None is ever overwritten.
     type: dict
 attributes:
   check_mode:
@@ -125,6 +136,11 @@ authority:
   type: str
   returned: with state entered
   sample: "-----BEGIN CERTIFICATE-----"
+held:
+  description: Whether there are backups below O(copies).
+  type: bool
+  returned: with state entered
+  sample: true
 removed:
   description: Names that were taken off the list.
   type: list
@@ -134,6 +150,8 @@ removed:
 """
 
 import base64
+import contextlib
+import fcntl
 import grp
 import hashlib
 import json
@@ -141,8 +159,10 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterator
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow
 from ansible_collections.bulwark.hardening.plugins.module_utils.pki import PkiError, load, openssl, write
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -159,6 +179,11 @@ def made(params: dict, said: list[str], check: bool) -> dict:
             os.chmod(parent, 0o755)  # others keep things there that are not secret
         os.makedirs(place, mode=0o700, exist_ok=True)
         os.chmod(place, 0o700)
+    if custodians and params["taken"] and not load(os.path.join(place, "password")).strip():
+        raise PkiError(
+            f"{place}/password: the key is not here, and the server keeps backups of {name} that a new one could not open. "
+            f"A custodian gives it back, or somebody moves those backups out of the way there (docs/backup.md)"
+        )
     access = secret(os.path.join(place, "access"), "a new password for the server", said, check)
     key = secret(os.path.join(place, "password"), "a new encryption key", said, check) if custodians else ""
     if not (params["authority"] or check):
@@ -173,7 +198,7 @@ def made(params: dict, said: list[str], check: bool) -> dict:
                 write(path, text.encode(), 0o600)
     escrow = {}
     if custodians:
-        what = {"host": name, "server": params["address"], "access": access, "password": key}
+        what = backup_escrow.inside(name, params["address"], access, key)
         escrow = sealed(place, what, custodians, said, check)
     digest = base64.b64encode(hashlib.sha1(access.encode(), usedforsecurity=False).digest()).decode()
     return {"line": f"{name}:{{SHA}}{digest}" if access else "", "escrow": escrow}
@@ -204,7 +229,7 @@ def sealed(place: str, what: dict, custodians: list[dict], said: list[str], chec
         before = json.loads(load(path) or "{}")
     except ValueError:
         before = {}
-    mark = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()  # of 256 random bits: nobody finds them by it
+    mark = backup_escrow.mark(what)
     if before.get("custodians") == custodians and before.get("of") == mark and before.get("sealed"):
         return before
     said.append(f"{path}: the key sealed to {', '.join(entry['name'] for entry in custodians)}")
@@ -225,20 +250,44 @@ def entered(params: dict, said: list[str], check: bool) -> dict:
     path, name, removed = params["path"], params["name"], []
     if path and (name is not None or params["names"] is not None):
         removed = listed(params, said, check)
-    escrow = os.path.join(params["directory"], f"{name}.json")
     if name and params["escrow"] is not None:
-        fresh = json.dumps(params["escrow"], indent=1, sort_keys=True) + "\n"
+        fresh, place = backup_escrow.text_of(params["escrow"]), os.path.join(params["directory"], name)
         if not (params["escrow"] or check):
             raise PkiError("escrow: is empty")
-        if not params["escrow"] or load(escrow) != fresh:
-            said.append(f"{escrow}: the sealed key of {name}")
+        path = os.path.join(place, backup_escrow.name_of(fresh))
+        if not params["escrow"] or load(path) != fresh:
+            said.append(f"{place}: a sealed key of {name}")
             if not check:
-                write(escrow, fresh.encode(), 0o600)
-    return {"removed": removed, "authority": load(params["authority_file"]) if params["authority_file"] else ""}
+                os.makedirs(place, mode=0o700, exist_ok=True)
+                write(path, fresh.encode(), 0o600)
+    return {
+        "removed": removed, "authority": load(params["authority_file"]) if params["authority_file"] else "",
+        "held": bool(params["copies"]) and os.path.exists(os.path.join(params["copies"], "config")),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def alone(directory: str) -> Iterator[None]:
+    """Let only one at a time work in a directory: hosts enter themselves at the same moment."""
+    if not os.path.isdir(directory):
+        yield  # check mode, before anything is there
+        return
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def listed(params: dict, said: list[str], check: bool) -> list[str]:
     """Bring the list to what is wanted, and return who was taken off it."""
+    with alone(os.path.dirname(params["path"])):
+        return relisted(params, said, check)
+
+
+def relisted(params: dict, said: list[str], check: bool) -> list[str]:
+    """Do so, while nobody else does."""
     path, name = params["path"], params["name"]
     before = dict(line.split(":", 1) for line in load(path).splitlines() if ":" in line)
     after = {key: value for key, value in before.items() if params["names"] is None or key in params["names"]}
@@ -271,12 +320,14 @@ def main() -> None:
             "name": {"type": "str"},
             "address": {"type": "str", "default": ""},
             "authority": {"type": "str", "default": ""},
+            "taken": {"type": "bool", "default": False},
             "custodians": {"type": "list", "elements": "dict", "default": [], "options": custodian},
             "path": {"type": "path"},
             "group": {"type": "str", "default": "root"},
             "names": {"type": "list", "elements": "str"},
             "line": {"type": "str", "default": ""},
             "authority_file": {"type": "path"},
+            "copies": {"type": "path"},
             "escrow": {"type": "dict"},
         },
         supports_check_mode=True,

@@ -48,6 +48,29 @@ cd {place} && {{ find . ! -type l -printf '%p %y %m %U %G %s %T@\n' -o -printf '
 find . -type f -print0 | sort -z | xargs -0 sha256sum
 getfacl -R -n -p . && getfattr -R -h -d -m - --absolute-names .; }} | cat -v
 """
+# Tidying up at the repository is killed in the middle, when its lock is there.
+KILLED_PRUNE = r"""
+install -o bulwark-backup -m 0400 {key} /run/prune-key
+for turn in $(seq 40); do
+  setsid setpriv --reuid bulwark-backup --regid bulwark-backup --clear-groups \
+    restic -r {store} --password-file /run/prune-key --no-cache prune >/dev/null 2>&1 & pid=$!
+  for wait in $(seq 200); do [ -z "$(ls {store}/locks)" ] || break; sleep 0.01; done
+  kill -9 -- -$pid; wait $pid 2>/dev/null
+  [ -z "$(ls {store}/locks)" ] || break
+done
+rm /run/prune-key
+"""
+# Load the dump of clinic as it lies there.
+TRY_DUMP = f"""
+import importlib.machinery, importlib.util, os
+loader = importlib.machinery.SourceFileLoader("agent", "{AGENT}")
+agent = importlib.util.module_from_spec(importlib.util.spec_from_loader("agent", loader)); loader.exec_module(agent)
+os.umask(0o077)
+base = next(b for s in agent.load("{SECRETS}/settings.json")["sets"] for b in s["databases"] if b["name"] == "clinic")
+os.makedirs("/var/lib/try-dump", exist_ok=True); os.chmod("/var/lib/try-dump", 0o711)
+try: agent.ask(base, "{STATE}/dumps/clinic", "/var/lib/try-dump")
+finally: agent.shutil.rmtree("/var/lib/try-dump")
+"""
 SNIFF = """
 import socket, sys, time
 line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)); line.settimeout(0.5)
@@ -87,6 +110,12 @@ class Host:
         """Change a file of JSON; change is Python that alters d."""
         code = f"import json, time; p = {path!r}; d = json.load(open(p)); {change}; json.dump(d, open(p, 'w'), indent=1)"
         self.host.check_output("python3 -c %s", code)
+
+    def sealed(self) -> str:
+        """Return the command that shows the newest sealed key, as docs/backup.md has it."""
+        place = f"/srv/backup/escrow/{self.target.name}"
+        show = """python3 -c 'import json, sys; print(json.load(sys.stdin)["sealed"])'"""
+        return f"cat {place}/$(ls -t {place} | head -n 1) | {show}"
 
     def test(self) -> dict:
         """Run the restore test; return its result."""
@@ -152,7 +181,8 @@ def test_the_host_cannot_undo_its_backups(host, backup):
         name = host.check_output(f"find {store}/{kind} -type f -printf '%f\\n' | head -n 1")
         assert host.check_output(f"{ask} -X DELETE {url}/{kind}/{name}") == "403"
         assert host.check_output(f"{ask} --data-binary evil {url}/{kind}/{name}") == "403"
-    assert host.run(f"timeout 6 {RESTIC} forget --keep-last 1 --prune").rc != 0
+    tried = host.run(f"timeout 6 {RESTIC} forget --keep-last 1 --prune 2>&1")  # what came of it, the repository's own disk says
+    assert tried.rc == 124 or "403" in tried.stdout or "orbidden" in tried.stdout, tried.stdout
     host.run(f"{RESTIC} unlock --remove-all")
     after = set(host.check_output(listing).splitlines())
     assert set(seen.splitlines()) <= after and backup.snapshots("records") == before
@@ -163,11 +193,18 @@ def test_killed_again_and_again_it_stays_sound(host, backup):
     host.check_output(f"head -c 3000000 /dev/urandom >{RECORDS}/large")
     kill = (
         f"for turn in $(seq 20); do head -c 400000 /dev/urandom >{RECORDS}/turn$turn; setsid {AGENT} run --set records & pid=$!; "
-        "sleep $(awk -v t=$turn 'BEGIN { print 0.1 + t * 0.07 }'); kill -9 -- -$pid; wait $pid; done >/dev/null 2>&1; true"
+        "sleep $(awk -v t=$turn 'BEGIN { print 0.1 + t * 0.07 }'); kill -9 -- -$pid && echo $turn >>/root/hit; wait $pid; "
+        "done >/dev/null 2>&1; true"
     )
     before = len(backup.snapshots("records"))
-    host.check_output("bash -c %s", kill)
-    print(f"{len(backup.snapshots('records')) - before} of 20 were done before they were killed")
+    host.check_output("rm -f /root/hit; bash -c %s", kill)
+    done = len(backup.snapshots("records")) - before
+    assert int(host.check_output("wc -l </root/hit")) > 5 and done < 20, "else nothing was killed in the middle"
+    store = f"/srv/backup/hosts/{backup.target.name}"
+    host.check_output(f"{RESTIC} unlock --remove-all")
+    host.check_output("bash -c %s", KILLED_PRUNE.format(store=store, key=f"{SECRETS}/password"))
+    assert host.run(f"ls {store}/locks").stdout, "a lock that keeps all others out was left, else this proves little"
+    assert host.run(f"timeout 60 {RESTIC} backup /etc/hostname").rc != 0
     backup.run("records")
     host.check_output(f"{RESTIC} --no-lock check --read-data")
     place = "/root/after-kills"
@@ -213,6 +250,22 @@ def test_a_backup_that_fails_is_on_record_and_tried_again(host, backup):
     backup.run("records")
 
 
+def test_files_that_come_and_go_are_no_fault(host, backup):
+    """Somebody who may write among what is backed up makes and removes files all the time."""
+    churn = (
+        f"mkdir -p {RECORDS}/churn && cd {RECORDS}/churn && while [ ! -e /root/churn-stop ]; do "
+        "for i in $(seq 300); do n=$((n + 1)); echo $n >f$n; done; rm -f f*; done; touch /root/churn-over"
+    )
+    host.check_output("rm -f /root/churn-*; (setsid bash -c %s >/dev/null 2>&1 &)", churn)
+    for _turn in range(3):
+        backup.run("records")
+    about, result = backup.status()["sets"]["records"], backup.test()
+    host.check_output(f"touch /root/churn-stop; while [ ! -e /root/churn-over ]; do sleep 0.2; done; rm -r {RECORDS}/churn")
+    assert about["vanished"] + about["moved"] > 0, "else nothing came or went"
+    assert result["sets"]["records"]["identical"] and result["sets"]["records"]["compared"] > 0, result
+    backup.run("records")
+
+
 def test_nobody_else_sees_schedule_or_key(host, backup):
     for path in (
         f"{SECRETS}/password",
@@ -254,14 +307,36 @@ def test_restored_databases_answer(backup):
     backup.run()
     result = backup.test()
     assert result["passed"], result
-    assert result["sets"]["system"]["databases"] == {"clinic": "Example Patient", "appointments": "1", "ledger": "sum 42"}
+    assert result["sets"]["system"]["databases"] == {
+        name: {"answered": True, "length": length} for name, length in (("clinic", 15), ("appointments", 1), ("ledger", 6))
+    }
     assert result["structure"] == "sound" and result["sets"]["records"]["compared"] > 5
     assert result["sets"]["records"]["identical"] and result["sets"]["system"]["moved"] == 0
 
 
+def test_an_empty_database_and_a_lost_role_are_seen(host, backup):
+    """A dump that is formally whole, and yet not what it was: its rows are gone; and one whose owner nobody could know."""
+    ask = "su postgres -c 'psql -q -v ON_ERROR_STOP=1 clinic'"
+    host.check_output(f"{ask} <<'END'\nCREATE ROLE keeper; CREATE ROLE reader; ALTER TABLE patients OWNER TO keeper;\n"
+                      "GRANT SELECT ON patients TO reader;\nEND")  # fmt: skip
+    backup.run("system")
+    assert backup.test()["passed"], "roles come back with what belongs to them"
+    host.check_output(f"sed -i '/ROLE keeper/d' {STATE}/dumps/clinic.globals")
+    loaded = host.run(f"python3 - <<'END'\n{TRY_DUMP}\nEND")
+    assert loaded.rc != 0 and "pg_restore: exit" in loaded.stderr and "Example Patient" not in loaded.stderr
+    host.check_output(f"{ask} <<'END'\nCREATE TABLE kept AS TABLE patients; DELETE FROM patients;\nEND")
+    backup.run("system")
+    result = backup.test()
+    host.check_output(f"{ask} <<'END'\nINSERT INTO patients SELECT * FROM kept; DROP TABLE kept;\nEND")
+    assert not result["passed"] and "does not answer" in result["sets"]["system"]["problem"]
+    backup.run("system")
+    assert backup.test()["passed"]
+    assert host.run(f"grep -r -l 'Example Patient' {STATE}/status.json {STATE}/restore-tests").stdout == ""
+
+
 def test_restore_test_finds_what_is_not_as_it_was(host, backup):
     """First what a comparison sees; then a dump that is no longer whole."""
-    manifest, place = f"{STATE}/manifests/records.json.gz", "/root/altered"
+    manifest, place = f"{STATE}/manifests/records.json", "/root/altered"
     host.check_output("bash -ec %s", TREE)
     backup.run("records")
     host.check_output(f"{RESTIC} restore latest --tag set:records --target {place}")
@@ -287,21 +362,68 @@ def test_restore_test_finds_what_is_not_as_it_was(host, backup):
     assert not result["passed"] and "grep" in result["sets"]["system"]["problem"] and result["sets"]["records"]["identical"]
     backup.run("system")
     assert backup.test()["passed"]
-    assert not host.file("/var/lib/bulwark-restore-test").exists, "nothing of it stays"
+    assert not host.file("/var/lib/bulwark-restore-test/bulwark-restore-test").exists, "nothing of it stays"
+
+
+def test_a_restore_test_removes_nothing_of_others(host, backup):
+    """Somebody keeps things where it is tried, and even where exactly."""
+    base = "/var/lib/bulwark-restore-test"
+    host.check_output(f"install -d {base}/bulwark-restore-test && echo x | tee {base}/mine {base}/bulwark-restore-test/mine")
+    result = backup.test()
+    assert not result["passed"] and "not made by a restore test" in result["sets"]["records"]["problem"]
+    assert host.file(f"{base}/bulwark-restore-test/mine").exists
+    host.check_output(f"rm -r {base}/bulwark-restore-test")
+    assert backup.test()["passed"]
+    assert host.check_output(f"ls {base}") == "mine"
+    host.check_output(f"rm {base}/mine")
+    with pytest.raises(pytest.fail.Exception, match="must be a directory of its own"):
+        backup.target.reapply(backup_scratch_directory="/srv/records")
 
 
 def test_a_custodian_alone_restores(host, backup):
     """With the repository's disk, a custodian's key, and nothing of the host."""
-    sealed = f"/srv/backup/escrow/{backup.target.name}.json"
-    show = f"import json; print(json.load(open('{sealed}'))['sealed'])"
     for number, secret in enumerate(CUSTODIANS):
         host.check_output("printf '%s\\n' %s >/root/custodian", "%s", secret)
         keep = "import json, sys; print(json.load(sys.stdin)['password'])"  # not as a word of a command: sudo writes those down
-        host.check_output("python3 -c %s | age -d -i /root/custodian | python3 -c %s >/root/key", show, keep)
+        host.check_output(f"{backup.sealed()} | age -d -i /root/custodian | python3 -c %s >/root/key", keep)
         host.check_output(f"restic -r /srv/backup/hosts/{backup.target.name} --password-file /root/key --no-cache --no-lock -q "
                           f"restore latest --tag set:records --target /root/custodian{number}")  # fmt: skip
         assert backup.look(f"/root/custodian{number}{RECORDS}") == backup.look()
     host.check_output("rm -f /root/custodian /root/key")
+
+
+def test_what_is_kept_of_others_is_not_backed_up(host, backup):
+    """The whole of /srv is declared, and the repository lies there."""
+    backup.edit(f"{SECRETS}/settings.json", "d['sets'][1]['paths'] = ['/srv']")
+    backup.run("records")
+    listed = host.check_output(f"{RESTIC} --no-lock ls latest --tag set:records")
+    assert f"{RECORDS}/canary" in listed and "/srv/backup" not in listed
+    backup.edit(f"{SECRETS}/settings.json", "d['sets'][1]['paths'] = ['/srv/backup/hosts']")
+    failed = host.run(f"{AGENT} run --set records")
+    assert failed.rc == 1 and "backups of others" in failed.stderr
+    backup.target.reapply()
+    backup.run("records")
+
+
+def test_a_key_that_is_lost_is_not_made_anew(host, backup):
+    """Neither a host that forgot its key, nor one that somebody made forget it, makes the old backups worthless."""
+    escrow, before = f"/srv/backup/escrow/{backup.target.name}", backup.snapshots("records")
+    kept = host.check_output(f"cd {escrow} && sha256sum *")
+    host.check_output(f"mv {SECRETS}/password /root/key-lost; mv {SECRETS}/escrow.json /root/escrow-lost")
+    for left in ("true", f": >{SECRETS}/password"):
+        host.check_output(left)
+        with pytest.raises(pytest.fail.Exception, match="custodian"):
+            backup.target.reapply()
+        assert host.check_output(f"cd {escrow} && sha256sum *") == kept
+    host.check_output("printf '%s\\n' %s >/root/custodian", "%s", CUSTODIANS[1])
+    keep = "import json, sys; print(json.load(sys.stdin)['password'])"
+    host.check_output(f"{backup.sealed()} | age -d -i /root/custodian | python3 -c %s >{SECRETS}/password", keep)
+    host.check_output("rm /root/custodian")
+    assert host.run(f"cmp {SECRETS}/password /root/key-lost").rc == 0, "what a custodian opens is what was lost"
+    backup.target.reapply()  # sealed anew, beside the old one
+    assert set(kept.splitlines()) < set(host.check_output(f"cd {escrow} && sha256sum *").splitlines())
+    assert backup.snapshots("records") == before
+    backup.run("records")
 
 
 @pytest.fixture
@@ -317,9 +439,8 @@ def bare(target):
 def test_a_lost_host_is_built_anew_and_serves(host, backup, bare):
     """All that is used is what a custodian opens, on a machine that never knew the host."""
     container, address = bare
-    show = f"import json; print(json.load(open('/srv/backup/escrow/{backup.target.name}.json'))['sealed'])"
     host.check_output("printf '%s\\n' %s >/root/custodian", "%s", CUSTODIANS[0])
-    opened = json.loads(host.check_output("python3 -c %s | age -d -i /root/custodian; rm /root/custodian", show))
+    opened = json.loads(host.check_output(f"{backup.sealed()} | age -d -i /root/custodian; rm /root/custodian"))
     backup.run()
 
     def there(command: str, data: str = "") -> str:
@@ -344,12 +465,12 @@ def test_a_lost_host_is_built_anew_and_serves(host, backup, bare):
         time.sleep(0.5)
     assert page.stdout == "Opening hours of the example clinic\n"
     assert there("getent passwd nosy").startswith("nosy:"), "its people are back"
-    compared = json.loads(there(f"{AGENT} compare {STATE}/manifests/records.json.gz /"))
+    compared = json.loads(there(f"{AGENT} compare {STATE}/manifests/records.json /"))
     assert compared["different"] == [] and compared["compared"] > 10
     assert int(there(f"grep -c '^systemd' {STATE}/inventory/packages")) > 0
     sheet = there(f"cat {STATE}/RECOVERY.md")
     assert "Privacy Officer" in sheet and "database clinic" in sheet and RECORDS in sheet
-    assert there(f"ls {STATE}/dumps").split() == ["appointments", "clinic", "ledger"]
+    assert there(f"ls {STATE}/dumps").split() == ["appointments", "clinic", "clinic.globals", "ledger"]
 
 
 def test_the_role_can_be_taken_back(host, backup):

@@ -29,9 +29,12 @@ kept = [text for text in open(access).read().splitlines() if not text.startswith
 open(access, "w").write("\n".join([*kept, line]) + "\n")
 keys = json.loads(sys.argv[2])
 words = [word for key in keys for word in ("-r", key)]
+os.makedirs(f"/srv/backup/escrow/{host}", mode=0o700, exist_ok=True)
+if os.listdir(f"/srv/backup/escrow/{host}"): sys.exit()
 sealed = subprocess.run(["age", "-a", *words], input=("key-" + host).encode(), capture_output=True, check=True).stdout.decode()
-with open(f"/srv/backup/escrow/{host}.json", "w") as stream:
-    json.dump({"host": host, "custodians": [{"name": k[:9], "key": k} for k in keys], "sealed": sealed}, stream)
+told = {"host": host, "custodians": [{"name": k[:9], "key": k} for k in keys], "of": "", "sealed": sealed}
+text = json.dumps(told, indent=1, sort_keys=True) + "\n"
+with open(f"/srv/backup/escrow/{host}/{hashlib.sha256(text.encode()).hexdigest()}.json", "w") as stream: stream.write(text)
 """
 
 
@@ -206,6 +209,11 @@ def test_what_is_gone_is_named(host, repository):
     found = repository.check()["copies"]["ward-1"]["broken"]
     assert found == {name: "is missing", "extra": "does not belong here"}
     host.check_output(f"mv /root/gone {path}; rm {extra}")
+    host.check_output(f"mv {STORE}/hosts/ward-2 /root/ward-2; mv {STORE}/escrow/ward-2 /root/escrow-ward-2")
+    report = repository.check()
+    assert report["copies"]["ward-2"]["broken"] == {"copy": "is missing as a whole"}
+    assert list(report["escrow"].values()) == ["is missing"]
+    host.check_output(f"mv /root/ward-2 {STORE}/hosts/ward-2; mv /root/escrow-ward-2 {STORE}/escrow/ward-2")
     assert repository.check()["broken"] == 0
 
 
@@ -271,12 +279,17 @@ def test_what_is_broken_there_is_not_fetched(host, repository):
     host.check_output(f"mv {gone} /root/gone; python3 /root/fetch.py; mv /root/gone {gone}")
     name = gone.split("/hosts/ward-1/")[1]
     assert host.file(f"/root/fetched/offsite/self/ward-1/{name}").exists, "what is deleted there stays here"
+    host.check_output(f"rm /root/fetched/offsite/self/ward-1/{name}; mkdir -p /root/fetch-state/ledger")
+    ledger = json.dumps({"let_go": [name.split("/")[1]]})
+    host.check_output("printf %s %s >/root/fetch-state/ledger/self@ward-1.json", "%s", ledger)
+    assert '"problem": ""' in host.check_output("python3 /root/fetch.py")
+    assert not host.file(f"/root/fetched/offsite/self/ward-1/{name}").exists, "what was let go is not fetched again"
     assert repository.check()["broken"] == 0
 
 
 def test_each_custodian_alone_opens_the_key(host, repository):
-    show = 'import json; print(json.load(open("/srv/backup/escrow/ward-1.json"))["sealed"])'
-    host.check_output("python3 -c %s >/root/sealed.age", show)
+    show = 'import json, sys; print(json.load(sys.stdin)["sealed"])'
+    host.check_output("cat /srv/backup/escrow/ward-1/*.json | python3 -c %s >/root/sealed.age", show)
     for number, secret in enumerate(CUSTODIANS):
         host.check_output("printf '%s\\n' %s >/root/custodian", "%s", secret)
         host.check_output(f"age -d -i /root/custodian -o /root/k{number} /root/sealed.age")
@@ -303,6 +316,9 @@ def test_the_role_can_be_taken_back(host, target, repository):
     assert host.run("systemctl is-active bulwark-backup-server.service").rc != 0
     assert not host.file("/etc/bulwark/backup_keeper.json").exists
     assert not host.file("/etc/systemd/system/restic-rest-server.service").exists
+    for question in ("is-active", "is-enabled"):  # the package's own, open to everybody
+        assert host.run(f"systemctl {question} restic-rest-server.service").rc != 0
+    assert host.run("curl -s -m 3 http://127.0.0.1:8000/").rc == 7, "nobody serves"
     assert host.file(f"{STORE}/hosts/ward-1/config").exists, "copies stay"
     target.reapply()
     assert repository.http("ward-1", "GET", "/ward-1/config") == 401, "hosts and the other site are let in when their roles run"

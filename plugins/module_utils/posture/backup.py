@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import base64
 import glob
+import hashlib
 import http.client
 import os
+import pwd
 import re
 import ssl
 import stat
 import time
 
+from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
+    CannotObserve,
     file_facts,
     load,
     look,
@@ -27,36 +31,42 @@ from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common i
 )
 
 SECRETS, STATE = "/etc/bulwark/backup", "/var/lib/bulwark/backup"
+POSTGRESQL, SOCKETS = "/var/lib/postgresql", "/var/run/postgresql"
+KEEPER = "/etc/bulwark/backup_keeper.json"
 SECRET_FILES = ("access", "password", "repository", "settings.json", "escrow.json")
 FILES = (
     "/usr/local/lib/bulwark/backup_agent",
     "/etc/systemd/system/bulwark-backup.service",
     "/etc/systemd/system/bulwark-backup.timer",
 )
-LONG_AGO = 1000000.0
+LONG_AGO, AHEAD = 1000000.0, 300
 
 
 def collect() -> dict:
     """Return how the host is backed up.
 
     timer         {active, at_boot}; command: what it runs
-    settings      what the agent was told; without, {}
+    settings      what the agent was told, but for commands and queries, which may name what is in a database; without, {}
+    settings_sha256   of all of it, as it lies there
     secrets       [{path, owner, mode}] of what must be root's alone; missing: which of them are not there
     open          what the agent keeps and somebody else could read or change
     sets          {name: {hours: since the newest whole backup began; late_hours: by how much that is more than its interval,
                   less than zero when it is not; problem, files, databases, moved}}
-    undeclared    clusters of PostgreSQL that are here although no database of that kind is declared
+    circles       sets whose last backup held, or may have held, the backups that this host keeps of others
+    undeclared    databases of PostgreSQL that are here and not declared, and clusters that nobody can ask while none is
     door          {delete: the answer to an attempt to delete, without_password: to one without password; 0 if nobody answers}
-    escrow        {custodians: public keys to which the key is sealed}
+    escrow        {custodians: public keys to which the key is sealed, of_this_key: it is the key in use, recipients: number}
     restore_test  {days: since the last that passed, passed: whether the last did, at, seconds, sets, structure}
-    documents     {inventory: what is described, hours: since the sheet of recovery was written}
+    documents     {inventory: what is described, unavailable: what could not be, hours: since the sheet of recovery was written}
     """
     settings = load(f"{SECRETS}/settings.json")
     status = load(f"{STATE}/status.json")
     parts = {
-        "timer": timer, "settings": lambda: settings, "secrets": secrets, "missing": missing, "open": loose,
-        "sets": lambda: sets(settings, status), "undeclared": lambda: undeclared(settings), "door": lambda: door(settings),
-        "escrow": escrow, "restore_test": lambda: restore_test(status), "documents": documents,
+        "timer": timer, "settings": lambda: shown(settings), "settings_sha256": settings_sha256,
+        "secrets": secrets, "missing": missing, "open": loose,
+        "sets": lambda: sets(settings, status), "circles": lambda: circles(settings, status),
+        "undeclared": lambda: undeclared(settings), "door": lambda: door(settings), "escrow": lambda: escrow(settings),
+        "restore_test": lambda: restore_test(status), "documents": lambda: documents(status),
     }  # fmt: skip
     data: dict = {}
     seen, data["unobserved"] = look(parts, OSError)
@@ -73,6 +83,22 @@ def timer() -> dict:
         "at_boot": "bulwark-backup.timer" in wanted,
         "command": found.group(1) if found else "",
     }
+
+
+def shown(settings: dict) -> dict:
+    """Return settings without what databases are asked, and by which commands."""
+    hidden = ("dump", "probe", "query")
+    sets = [
+        {**entry, "databases": [{key: base[key] for key in base if key not in hidden} for base in entry["databases"]]}
+        for entry in settings.get("sets", [])
+    ]
+    return {**settings, "sets": sets} if settings else {}
+
+
+def settings_sha256() -> str:
+    """Return the SHA-256 of the settings' file; nothing if there is none."""
+    path = f"{SECRETS}/settings.json"
+    return hashlib.sha256(read(path).encode()).hexdigest() if os.path.exists(path) else ""
 
 
 def secrets() -> list[dict]:
@@ -100,8 +126,8 @@ def loose() -> list[str]:
 
 
 def hours(at: float | None) -> float:
-    """Return how many hours ago something was; long ago if it never was."""
-    return round((time.time() - at) / 3600, 2) if at else LONG_AGO
+    """Return how many hours ago something was; long ago if it never was, or only will be: then a clock was wrong."""
+    return round((time.time() - at) / 3600, 2) if at and at < time.time() + AHEAD else LONG_AGO
 
 
 def sets(settings: dict, status: dict) -> dict:
@@ -120,11 +146,40 @@ def sets(settings: dict, status: dict) -> dict:
     return found
 
 
+def circles(settings: dict, status: dict) -> list[str]:
+    """Return sets whose last backup did not leave out what this host keeps of others although it lies there."""
+    directory = load(KEEPER).get("directory")
+    if not directory:
+        return []
+    return [
+        entry["name"] for entry in settings.get("sets", [])
+        if any(f"{directory}/".startswith(f"{path.rstrip('/')}/") for path in entry["paths"])
+        and directory not in status.get("sets", {}).get(entry["name"], {}).get("left_out", [])
+    ]  # fmt: skip
+
+
 def undeclared(settings: dict) -> list[str]:
-    """Return clusters of PostgreSQL that nobody dumps: a copy of their files alone does not restore."""
-    kinds = {base["kind"] for entry in settings.get("sets", []) for base in entry["databases"]}
-    found = [os.path.dirname(path) for path in glob.glob("/var/lib/postgresql/*/*/PG_VERSION")]
-    return [] if kinds & {"postgresql", "command"} else sorted(found)
+    """Return databases of PostgreSQL that nobody dumps, and clusters that nobody can ask: a copy of files does not restore."""
+    bases = [base for entry in settings.get("sets", []) for base in entry["databases"]]
+    declared = {base.get("database", base["name"]) for base in bases if base["kind"] in ("postgresql", "command")}
+    clusters = sorted(os.path.dirname(path) for path in glob.glob(f"{POSTGRESQL}/*/*/PG_VERSION"))
+    if not clusters:
+        return []
+    sockets = [path for path in glob.glob(f"{SOCKETS}/.s.PGSQL.*") if path.rpartition(".")[2].isdigit()]
+    found = {name for path in sockets for name in databases(path)}
+    if len(sockets) < len(clusters):  # one that does not run is not asked
+        return sorted(found - declared) + ([] if declared else clusters)
+    return sorted(found - declared)
+
+
+def databases(path: str) -> list[str]:
+    """Return the databases that people made on the server behind a socket."""
+    query = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> 'postgres'"
+    words = ["psql", "-X", "-A", "-t", "-h", os.path.dirname(path), "-p", path.rpartition(".")[2], "-d", "postgres", "-c", query]
+    try:
+        return run(words, user=pwd.getpwnam("postgres").pw_uid).splitlines()
+    except KeyError as exc:
+        raise CannotObserve("there is PostgreSQL, but no account of that name") from exc
 
 
 def door(settings: dict) -> dict[str, int]:
@@ -151,10 +206,17 @@ def knock(address: str, authority: str, method: str, path: str, headers: dict) -
         return 0
 
 
-def escrow() -> dict:
-    """Return to whom the key is sealed."""
+def escrow(settings: dict) -> dict:
+    """Return to whom the key is sealed, and whether the seal is that of the key which is in use."""
     about = load(os.path.join(SECRETS, "escrow.json"))
-    return {"custodians": sorted(entry["key"] for entry in about.get("custodians", []))}
+    words = [os.path.join(SECRETS, name) for name in ("access", "password")]
+    there = settings and all(os.path.exists(path) for path in words)
+    inside = backup_escrow.inside(settings["host"], settings["address"], *(read(path).strip() for path in words)) if there else {}
+    return {
+        "custodians": sorted(entry["key"] for entry in about.get("custodians", [])),
+        "of_this_key": bool(inside) and about.get("of") == backup_escrow.mark(inside),
+        "recipients": backup_escrow.recipients(str(about.get("sealed", ""))),
+    }
 
 
 def restore_test(status: dict) -> dict:
@@ -165,17 +227,23 @@ def restore_test(status: dict) -> dict:
         "passed": bool(last.get("passed")),
         "seconds": last.get("seconds", 0),
         "structure": last.get("structure", ""),
-        "sets": {
-            name: {key: about.get(key) for key in ("identical", "compared", "moved", "bytes", "databases", "problem", "seconds")}
-            for name, about in last.get("sets", {}).items()
-        },
+        "sets": {name: tried(about) for name, about in last.get("sets", {}).items()},
     }
 
 
-def documents() -> dict:
+def tried(about: dict) -> dict:
+    """Return how the restore of a set went. What databases answered is nobody's business: that they did is."""
+    wanted = ("identical", "compared", "moved", "bytes", "problem", "seconds")
+    said = about.get("databases") or {}
+    answered = {name: isinstance(one, dict) and bool(one.get("answered")) for name, one in said.items()}
+    return {**{key: about.get(key) for key in wanted}, "databases": answered}
+
+
+def documents(status: dict) -> dict:
     """Return what is described of the host, and how old the sheet of recovery is."""
     sheet, place = os.path.join(STATE, "RECOVERY.md"), os.path.join(STATE, "inventory")
     return {
         "hours": hours(os.stat(sheet).st_mtime if os.path.exists(sheet) else None),
         "inventory": sorted(os.listdir(place)) if os.path.isdir(place) else [],
+        "unavailable": status.get("unavailable", []),
     }

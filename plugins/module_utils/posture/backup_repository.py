@@ -8,7 +8,6 @@ No key and no password is returned, and none of the copies is opened: the reposi
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import pwd
@@ -20,6 +19,7 @@ import stat
 import time
 import warnings
 
+from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow
 from ansible_collections.bulwark.hardening.plugins.module_utils import backup_keeper as keeper
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture import log_forward
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.certificates import certificate
@@ -41,12 +41,16 @@ UNITS = (
 )
 DIRECTORY, ACCESS = "/etc/bulwark/backup_repository", "/etc/bulwark/backup_repository/access"
 LONG_AGO = 1000000.0
+PACKAGES = ("restic", "restic-rest-server", "rclone")
+BEFORE = "/etc/bulwark-backup-repository.before"  # which of them were there before the role came
 
 
 def collect() -> dict:
     """Return how copies are kept.
 
     release       version of the system; sandbox: whether systemd may filter what services do (in a plain container it may not)
+    packages      those that serve which are installed; before: those that were before the role came, None unless it did
+    own_service   what becomes of the package's own service, which would serve everybody: {active, enabled}
     units         {name: state}; at_boot: those that start with the system
     settings      what the keeper was told; without, {}
     running       {user, no_new_privileges, append_only, private, in_force: nothing it was started with has changed since}
@@ -55,8 +59,8 @@ def collect() -> dict:
     certificate   {name, days, sound}
     store         {exists, odd: [what somebody else owns or may read]}
     report        {hours: since the last look, broken: [copy: file what], copies: {name: about}, bytes}
-    pulls         {server: {host: {hours since it was last fetched whole, problem}}}
-    escrow        {host: {custodians: their public keys, recipients: how many can open it}}
+    pulls         [{copy: <server>/<host>, hours: since it was last fetched whole, problem}]
+    escrow        [{host, custodians: their public keys, recipients: how many can open it, whole: no byte has turned}]
     capacity      {free_percent, free_bytes, days_that_fit: None while less than two days are known or they shrink}
     retention     {days: as the keeper has them, too_early: [what was let go before its time]}
     """
@@ -64,7 +68,9 @@ def collect() -> dict:
     settings = load(keeper.SETTINGS)
     directory = settings.get("directory", "/srv/backup")
     parts = {
-        "release": release, "units": units, "at_boot": at_boot, "settings": lambda: settings, "running": running,
+        "release": release, "packages": packages, "own_service": own_service,
+        "before": lambda: read(BEFORE).split() if os.path.exists(BEFORE) else None,
+        "units": units, "at_boot": at_boot, "settings": lambda: settings, "running": running,
         "door": lambda: door(settings), "access": access, "certificate": lambda: certificate(DIRECTORY, "sslserver"),
         "store": lambda: store(directory), "report": report, "pulls": pulls, "escrow": lambda: escrow(directory),
         "capacity": lambda: capacity(directory), "retention": lambda: retention(settings),
@@ -77,6 +83,18 @@ def release() -> int:
     """Return the version of the system, 0 if it has none."""
     found = re.search(r'^VERSION_ID="?(\d+)', read("/etc/os-release"), re.MULTILINE)
     return int(found.group(1)) if found else 0
+
+
+def packages() -> list[str]:
+    """Return which packages are installed."""
+    return [name for name in PACKAGES if os.path.exists(f"/var/lib/dpkg/info/{name}.list")]
+
+
+def own_service() -> dict[str, bool]:
+    """Return whether the package's own service runs, or would at the next start."""
+    shown = run(["systemctl", "show", "-p", "ActiveState,UnitFileState", "restic-rest-server.service"])
+    state = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    return {"active": state.get("ActiveState") in ("active", "activating"), "enabled": state.get("UnitFileState") == "enabled"}
 
 
 def units() -> dict[str, str]:
@@ -186,8 +204,9 @@ def store(directory: str) -> dict:
 
 
 def hours(text: str) -> float:
-    """Return how many hours ago something was; long ago if nobody wrote it down."""
-    return round((time.time() - keeper.seconds_of(text)) / 3600, 2) if text else LONG_AGO
+    """Return how many hours ago something was; long ago if nobody wrote it down, or a clock was wrong."""
+    at = keeper.seconds_of(text) if text else 0
+    return round((time.time() - at) / 3600, 2) if text and at < time.time() + keeper.AHEAD else LONG_AGO
 
 
 def report() -> dict:
@@ -195,6 +214,7 @@ def report() -> dict:
     seen = load(os.path.join(keeper.STATE, "report.json"))
     copies = seen.get("copies", {})
     broken = [f"{name}: {file} {said}" for name, about in copies.items() for file, said in about["broken"].items()]
+    broken += [f"escrow: {file} {said}" for file, said in seen.get("escrow", {}).items()]
     wanted = ("bytes", "files", "snapshots", "newest_hours", "read_days")
     return {
         "hours": hours(seen.get("at", "")),
@@ -204,40 +224,38 @@ def report() -> dict:
     }
 
 
-def pulls() -> dict:
+def pulls() -> list[dict]:
     """Return how it went when copies of other sites were fetched."""
     seen = load(os.path.join(keeper.STATE, "pulls.json"))
-    return {
-        server: {host: {"hours": hours(about.get("sound_at", "")), "problem": about.get("problem", "")}
-                 for host, about in hosts.items()}
-        for server, hosts in seen.items()
-    }  # fmt: skip
+    return [
+        {"copy": f"{server}/{host}", "hours": hours(about.get("sound_at", "")), "problem": about.get("problem", "")}
+        for server, hosts in sorted(seen.items()) for host, about in sorted(hosts.items())
+    ]  # fmt: skip
 
 
-def escrow(directory: str) -> dict:
-    """Return to whom each host's key is sealed: as it was written down, and how many the sealed text itself says."""
-    place, found = os.path.join(directory, "escrow"), {}
-    for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
-        if name.endswith(".json"):
-            try:
-                about = json.loads(read(os.path.join(place, name)))
-                keys = sorted(entry["key"] for entry in about["custodians"])
-                found[name[:-5]] = {"custodians": keys, "recipients": recipients(about["sealed"])}
-            except (ValueError, KeyError, TypeError, AttributeError):
-                found[name[:-5]] = {"custodians": [], "recipients": 0}
+def escrow(directory: str) -> list[dict]:
+    """Return the sealed keys: to whom, as it was written down and as the seal says, and whether a byte has turned."""
+    place, found = os.path.join(directory, "escrow"), []
+    for host in sorted(os.listdir(place)) if os.path.isdir(place) else ():
+        found += [{"host": host, **seal(os.path.join(place, host, name))} for name in names_in(os.path.join(place, host))]
     return found
 
 
-def recipients(sealed: str) -> int:
-    """Return for how many keys a text of age(1) is sealed; 0 if it is none."""
-    lines = [line for line in sealed.splitlines() if line and not line.startswith("-----")]
+def names_in(place: str) -> list[str]:
+    """Return what lies in a directory, but for what is on its way; what is none is odd itself."""
+    return sorted(name for name in os.listdir(place) if not name.startswith(".new-")) if os.path.isdir(place) else [""]
+
+
+def seal(path: str) -> dict:
+    """Return {custodians, recipients, whole} of a sealed key."""
     try:
-        head = base64.b64decode("".join(lines), validate=True)
-    except ValueError:
-        return 0
-    if not head.startswith(b"age-encryption.org/v1\n"):
-        return 0
-    return head.split(b"\n---", 1)[0].count(b"\n-> X25519 ")
+        text = read(path)
+        about = json.loads(text)
+        keys = sorted(entry["key"] for entry in about["custodians"])
+        whole = os.path.basename(path) == backup_escrow.name_of(text)
+        return {"custodians": keys, "recipients": backup_escrow.recipients(about["sealed"]), "whole": whole}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CannotObserve):
+        return {"custodians": [], "recipients": 0, "whole": False}
 
 
 def capacity(directory: str) -> dict:

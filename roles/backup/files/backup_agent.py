@@ -23,9 +23,9 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import errno
 import fcntl
 import glob
-import gzip
 import hashlib
 import json
 import os
@@ -41,15 +41,23 @@ import time
 from collections.abc import Iterator
 
 SECRETS, STATE, CACHE = "/etc/bulwark/backup", "/var/lib/bulwark/backup", "/var/cache/bulwark-backup"
-BLOCK, SHOWN, KEPT_TESTS = 1 << 20, 20, 50
+KEEPER = "/etc/bulwark/backup_keeper.json"  # on a host that keeps the backups of others
 HOUR, DAY = 3600, 86400
+AHEAD = 300  # how wrong clocks may be
+BLOCK, SHOWN, KEPT_TESTS = 1 << 20, 20, 50
+LONGEST_WAIT, LONGEST_RUN = 4 * HOUR, 12 * HOUR
+KEPT_FREE = 0.05
+NO_ANSWERS = ("", "0", "f", "false", "no", "none", "null")
+TABLESPACE = re.compile(r"(CREATE|ALTER|COMMENT ON) TABLESPACE |(GRANT|REVOKE) .* ON TABLESPACE ")
+UNREACHED = re.compile(r"dial tcp|[Tt]imeout|connection re|no such host|no route|network is|x509|tls: |: EOF")
+MARK = ".made-by-bulwark-backup"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 # What a host is made of, beside its files: file in the inventory, command.
 INVENTORY = {
     "packages": ["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${Architecture}\t${db:Status-Abbrev}\n"],
     "installed-automatically": ["cat", "/var/lib/apt/extended_states"],  # apt-mark would take seconds to say the same
     "block-devices": ["lsblk", "--json", "--bytes", "-o", "NAME,TYPE,SIZE,FSTYPE,LABEL,UUID,PARTUUID,PARTTYPE,MOUNTPOINT,MODEL"],
-    "file-systems": ["findmnt", "--json", "--real", "-o", "TARGET,SOURCE,FSTYPE,OPTIONS,SIZE"],
+    "file-systems": ["findmnt", "--task", "1", "--json", "--real", "-o", "TARGET,SOURCE,FSTYPE,OPTIONS,SIZE"],
     "physical-volumes": ["pvs", "--reportformat", "json", "-o", "pv_all"],
     "volume-groups": ["vgs", "--reportformat", "json", "-o", "vg_all"],
     "logical-volumes": ["lvs", "--reportformat", "json", "-o", "lv_all"],
@@ -63,6 +71,14 @@ INVENTORY = {
 
 class AgentError(Exception):
     """Something could not be done; the text says what, never a secret."""
+
+    event = "failed"
+
+
+class RepositoryGone(AgentError):
+    """The repository is not there any more, or is another one: no fault that passes by itself."""
+
+    event = "repository_gone"
 
 
 def load(path: str) -> dict:
@@ -95,12 +111,14 @@ def stamp(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
+def word(text: str) -> str:
+    """Return a text as one word of a line: whoever names a file cannot end the quotation, and say something else."""
+    return text if re.fullmatch(r"[A-Za-z0-9_.:/@+-]+", text) else json.dumps(text.replace('"', "'"))
+
+
 def say(event: str, loud: bool = False, **more: object) -> None:
-    """Write a line to the journal, as an error if it is loud."""
-    words = [f"event={event}"] + [
-        f"{key}={value if re.fullmatch(r'[A-Za-z0-9_.:/@+-]+', str(value)) else json.dumps(str(value))}"
-        for key, value in more.items()
-    ]
+    """Write a line to the journal, as an error if it is loud. Role log_review raises alarms by what is said here."""
+    words = [f"event={event}", *(f"{key}={word(str(value))}" for key, value in more.items())]
     sys.stderr.write(("<3>" if loud else "<6>") * ("JOURNAL_STREAM" in os.environ) + " ".join(words) + "\n")
 
 
@@ -121,10 +139,13 @@ def restic(*words: str, allowed: tuple[int, ...] = (0,)) -> tuple[int, str]:
         "restic", "--repository-file", f"{SECRETS}/repository", "--password-file", f"{SECRETS}/password",
         "--cacert", f"{SECRETS}/ca.crt", "--cache-dir", CACHE, *words,
     ]  # fmt: skip
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, errors="surrogateescape", stdin=subprocess.DEVNULL,
-        close_fds=False, cwd="/", env=ENVIRONMENT,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, errors="surrogateescape", stdin=subprocess.DEVNULL,
+            close_fds=False, cwd="/", env=ENVIRONMENT, timeout=LONGEST_RUN,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as exc:
+        raise AgentError(f"restic {words[0]}: did not end in {LONGEST_RUN // HOUR} hours") from exc
     if done.returncode not in allowed:
         raise AgentError(f"restic {words[0]}: {last_words(done.stderr or done.stdout) or done.returncode}")
     return done.returncode, done.stdout + (done.stderr if done.returncode else "")
@@ -136,9 +157,20 @@ def last_words(text: str) -> str:
     return re.sub(r"://[^@/\s]*@", "://", said)[:500]
 
 
+def ahead(at: float) -> bool:
+    """Return whether something is said to have happened in the future: the clock was wrong then, or is now."""
+    return at > time.time() + AHEAD
+
+
 def due_at(entry: dict, about: dict, host: str, splay_minutes: int) -> float:
-    """Return when a set is to be backed up next: within its interval, each host and set at another minute."""
-    if not about.get("success"):
+    """Return when a set is to be backed up next: within its interval, each host and set at another minute.
+
+    What failed once is tried again at the next tick, then at longer and longer intervals: it might read all data each time.
+    """
+    tried, failures = about.get("tried", 0), about.get("failures", 0)
+    if failures > 1 and not ahead(tried):
+        return tried + min(HOUR / 3 * 2 ** (failures - 2), LONGEST_WAIT)
+    if not about.get("success") or ahead(about["started"]):
         return 0.0
     part = int(hashlib.sha256(f"{host}/{entry['name']}".encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
     return about["started"] + entry["interval_hours"] * HOUR - splay_minutes * 60 * (1 + part)
@@ -147,24 +179,30 @@ def due_at(entry: dict, about: dict, host: str, splay_minutes: int) -> float:
 # --- what a host is made of ---------------------------------------------------------------------------------------------
 
 
-def asked(command: list[str]) -> str:
-    """Return what a command says about the host, or that it cannot."""
+def asked(command: list[str]) -> tuple[str, bool]:
+    """Return (what a command says about the host, or that it cannot; whether it failed). What is not installed has no say."""
     try:
         done = subprocess.run(command, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, env=ENVIRONMENT)
+    except FileNotFoundError:
+        return f"not available: {command[0]} is not installed\n", False
     except (OSError, subprocess.TimeoutExpired) as exc:
-        return f"not available: {exc}\n"
-    return (
-        done.stdout.decode(errors="replace") if done.returncode == 0 else f"not available: {last_words(done.stderr.decode())}\n"
-    )
+        return f"not available: {exc}\n", True
+    if done.returncode:
+        return f"not available: {last_words(done.stderr.decode(errors='replace'))}\n", True
+    return done.stdout.decode(errors="replace"), False
 
 
-def inventory(settings: dict) -> None:
-    """Write down packages, volumes, partitions and the like, and how this host is recovered."""
+def inventory(settings: dict, status: dict) -> None:
+    """Write down packages, volumes, partitions and the like, how this host is recovered, and what could not be found out."""
+    unavailable = []
     for name, command in INVENTORY.items():
-        write(os.path.join(STATE, "inventory", name), asked(command).encode())
+        text, failed = asked(command)
+        write(os.path.join(STATE, "inventory", name), text.encode())
+        unavailable += [name] * failed
     disks = sorted(glob.glob("/dev/[sv]d?") + glob.glob("/dev/nvme*n?"))
-    save(os.path.join(STATE, "inventory", "partitions.json"), {disk: asked(["sfdisk", "--dump", disk]) for disk in disks})
+    save(os.path.join(STATE, "inventory", "partitions.json"), {disk: asked(["sfdisk", "--dump", disk])[0] for disk in disks})
     write(os.path.join(STATE, "RECOVERY.md"), recovery_sheet(settings).encode())
+    status["unavailable"] = unavailable
 
 
 def recovery_sheet(settings: dict) -> str:
@@ -181,12 +219,13 @@ def recovery_sheet(settings: dict) -> str:
     lines += [
         "", "1. Install the same release of Debian on a machine with the partitions of `inventory/partitions.json`,",
         "   `inventory/block-devices` and `inventory/logical-volumes`.",
-        f"2. A custodian opens `escrow/{settings['host']}.json` of the repository with age: that is the key (docs/backup.md).",
+        f"2. A custodian opens the newest of the repository's `escrow/{settings['host']}/` with age: that is the key",
+        "   (docs/backup.md).",
         "3. `restic restore latest --tag set:<set> --target /root/back` for each set, then",
         f"   `cp -a --remove-destination /root/back/. /`. State and dumps are below {STATE}.",
         "4. Install what `inventory/packages` lists (some of it comes by itself: `inventory/installed-automatically`).",
-        f"5. Load the dumps of databases from {STATE}/dumps.",
-        f"6. `backup_agent compare {STATE}/manifests/<set>.json.gz /` says whether all is as it was.", "",
+        f"5. Load the dumps of databases from {STATE}/dumps; of PostgreSQL first *.globals (psql), then the rest (pg_restore).",
+        f"6. `backup_agent compare {STATE}/manifests/<set>.json /` says whether all is as it was.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -194,8 +233,13 @@ def recovery_sheet(settings: dict) -> str:
 # --- databases ----------------------------------------------------------------------------------------------------------
 
 
-def as_user(command: list[str], user: str, into: str = "", given: str = "", cwd: str = "/", seconds: int = 6 * HOUR) -> str:
-    """Run a command as an account; its output goes into a file, or is returned. Raises AgentError if it fails."""
+def as_user(
+    command: list[str], user: str, into: str = "", given: str = "", cwd: str = "/", seconds: int = 6 * HOUR, quiet: bool = False
+) -> str:
+    """Run a command as an account; its output goes into a file, or is returned. Raises AgentError if it fails.
+
+    A quiet one has read what people entrusted to a database, so what it complains of may quote that, and goes nowhere.
+    """
     about = pwd.getpwnam(user)
     environment = {**ENVIRONMENT, "HOME": about.pw_dir, "USER": user, "LOGNAME": user}
     with contextlib.ExitStack() as stack:
@@ -210,7 +254,8 @@ def as_user(command: list[str], user: str, into: str = "", given: str = "", cwd:
         except (OSError, subprocess.TimeoutExpired) as exc:
             raise AgentError(f"{command[0]}: {exc}") from exc
     if done.returncode:
-        raise AgentError(f"{command[0]}: exit {done.returncode}: {last_words(done.stderr.decode(errors='replace'))}")
+        said = f"exit {done.returncode}"
+        raise AgentError(f"{command[0]}: {said}{'' if quiet else ': ' + last_words(done.stderr.decode(errors='replace'))}")
     return (done.stdout or b"").decode(errors="replace").strip()
 
 
@@ -219,70 +264,92 @@ def dump_path(base: dict) -> str:
     return os.path.join(STATE, "dumps", base["name"])
 
 
+def dump_paths(base: dict) -> list[str]:
+    """Return all files of a database's dump. That of PostgreSQL has roles beside it, which own what is in the database."""
+    return [dump_path(base), dump_path(base) + ".globals"] if base["kind"] == "postgresql" else [dump_path(base)]
+
+
 def dump(base: dict) -> None:
     """Write a database as it is at one moment. A dump that fails leaves the one before, and the backup counts as failed."""
-    fresh = dump_path(base) + ".new"
-    os.makedirs(os.path.dirname(fresh), mode=0o700, exist_ok=True)
+    fresh = [path + ".new" for path in dump_paths(base)]
+    os.makedirs(os.path.dirname(fresh[0]), mode=0o700, exist_ok=True)
     if base["kind"] == "postgresql":
-        as_user(["pg_dump", "--format=custom", "--dbname", base["database"]], base["user"], fresh)
+        as_user(["pg_dumpall", "--globals-only"], base["user"], fresh[1])
+        as_user(["pg_dump", "--format=custom", "--dbname", base["database"]], base["user"], fresh[0])
     elif base["kind"] == "sqlite":
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh)
+            os.unlink(fresh[0])
         try:
             source = sqlite3.connect(f"file:{base['path']}?mode=ro", uri=True)
-            target = sqlite3.connect(fresh)
+            target = sqlite3.connect(fresh[0])
             with contextlib.closing(source), contextlib.closing(target):
                 source.backup(target)
         except sqlite3.Error as exc:
             raise AgentError(f"{base['name']}: {exc}") from exc
     else:
-        as_user(base["dump"], base["user"], fresh)
-    os.chmod(fresh, 0o600)
-    if not os.stat(fresh).st_size:
-        raise AgentError(f"{base['name']}: the dump is empty")
-    os.replace(fresh, dump_path(base))
+        as_user(base["dump"], base["user"], fresh[0], quiet=True)
+    for path in fresh:
+        os.chmod(path, 0o600)
+        if not os.stat(path).st_size:
+            raise AgentError(f"{base['name']}: the dump is empty")
+    for path in fresh:
+        os.replace(path, path.removesuffix(".new"))
 
 
-def ask(base: dict, path: str, scratch: str) -> str:
-    """Load a restored dump into a database of its own, ask it something, and return the answer. Raises AgentError without one."""
+def ask(base: dict, path: str, scratch: str) -> dict:
+    """Load a restored dump into a database of its own, ask it something, and return {answered, length}. Raises AgentError else.
+
+    What it answered may be somebody's data, and is written down nowhere. Nothing, 0 and false are no answers: an empty database
+    gives them as well.
+    """
     if base["kind"] == "postgresql":
         answer = ask_postgresql(base, path, scratch)
     elif base["kind"] == "sqlite":
         try:
             with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as link:
-                if (said := link.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-                    raise AgentError(f"{base['name']}: {said}")
+                if link.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
+                    raise AgentError(f"{base['name']}: the restored database is not sound")
                 query = base.get("query") or "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
                 answer = "\n".join("|".join(map(str, row)) for row in link.execute(query))
         except sqlite3.Error as exc:
-            raise AgentError(f"{base['name']}: {exc}") from exc
+            raise AgentError(f"{base['name']}: {type(exc).__name__}: the restored database cannot be read") from exc
     else:
-        answer = as_user(base["probe"], base["user"], given=path)
-    if not answer:
-        raise AgentError(f"{base['name']}: the restored database does not answer")
-    return answer[:200]
+        answer = as_user(base["probe"], base["user"], given=path, quiet=True)
+    if answer.strip().lower() in NO_ANSWERS:
+        raise AgentError(f"{base['name']}: the restored database does not answer, or holds nothing")
+    return {"answered": True, "length": len(answer)}
+
+
+def roles_of(text: str) -> str:
+    """Return the part of PostgreSQL's globals that makes roles: a tablespace would be made where the real one lies."""
+    return "".join(line for line in text.splitlines(keepends=True) if not TABLESPACE.match(line))
 
 
 def ask_postgresql(base: dict, path: str, scratch: str) -> str:
-    """Ask a server that was started for this, which nobody else can reach."""
+    """Ask a server that was started for this, which nobody else can reach. All belongs in it to whom it belonged."""
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), key=lambda name: float(name.split("/")[4]))
     if not found:
         raise AgentError(f"{base['name']}: no PostgreSQL is installed that could read it")
-    programs, place, user = os.path.dirname(found[-1]), os.path.join(scratch, "postgresql"), base["user"]
-    about = pwd.getpwnam(user)
-    os.mkdir(place, 0o700)
-    copy = os.path.join(place, "dump")
+    programs, user = os.path.dirname(found[-1]), base["user"]
+    place, about = tempfile.mkdtemp(prefix="pg-", dir=scratch), pwd.getpwnam(user)  # short, for it is part of a socket's name
+    copy, roles = os.path.join(place, "dump"), os.path.join(place, "roles.sql")
     shutil.copyfile(path, copy)
-    for name in (copy, place):
+    with open(path + ".globals", encoding="utf-8", errors="surrogateescape") as stream:
+        write(roles, roles_of(stream.read()).encode("utf-8", "surrogateescape"))
+    for name in (copy, roles, place):
         os.chown(name, about.pw_uid, about.pw_gid)
     data = os.path.join(place, "data")
     as_user([f"{programs}/initdb", "--no-sync", "-A", "trust", "-D", data], user, cwd=place)
     options = f"-k {place} -c listen_addresses= -c fsync=off -c max_connections=10 -c shared_buffers=16MB"
     as_user([f"{programs}/pg_ctl", "-D", data, "-w", "-s", "-l", f"{place}/log", "-o", options, "start"], user, cwd=place)
     try:
-        as_user([f"{programs}/pg_restore", "-h", place, "-d", "postgres", "--no-owner", "--no-privileges", copy], user, cwd=place)
+        ask_it = [f"{programs}/psql", "-X", "-q", "-h", place, "-d", "postgres"]
+        as_user([*ask_it, "-f", roles], user, cwd=place, quiet=True)  # that the account itself is there already is no error
+        as_user([f"{programs}/createdb", "-h", place, "-T", "template0", "restored"], user, cwd=place)
+        restore = [f"{programs}/pg_restore", "-h", place, "-d", "restored", "--no-tablespaces", "--exit-on-error", copy]
+        as_user(restore, user, cwd=place, quiet=True)
         query = base.get("query") or "SELECT count(*) FROM pg_stat_user_tables"
-        return as_user([f"{programs}/psql", "-X", "-h", place, "-d", "postgres", "-t", "-A", "-c", query], user, cwd=place)
+        return as_user([*ask_it[:-1], "restored", "-t", "-A", "-c", query], user, cwd=place, quiet=True)
     finally:
         as_user([f"{programs}/pg_ctl", "-D", data, "-w", "-s", "-m", "immediate", "stop"], user, cwd=place)
 
@@ -316,10 +383,16 @@ def facts(path: str) -> dict:
     return found
 
 
-def digest(path: str) -> str:
-    """Return the SHA-256 of a file's content."""
+def digest(path: str, inode: int = 0) -> str:
+    """Return the SHA-256 of a file's content, if it is a plain file, and the one that was looked at.
+
+    People own directories that are backed up: what was a file a moment ago may be a pipe or a link now, to stall or to mislead.
+    """
     total = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as stream:
+        about = os.fstat(stream.fileno())
+        if not stat.S_ISREG(about.st_mode) or (inode and about.st_ino != inode):
+            raise FileNotFoundError(f"{path}: is another one now")
         while block := stream.read(BLOCK):
             total.update(block)
     return total.hexdigest()
@@ -359,7 +432,7 @@ def make_manifest(name: str, paths: list[str], excludes: list[str], before: dict
             entry, sign = facts(path), mark(path)
             if entry["t"] == "f":
                 unchanged = old.get(path) == sign and "h" in known.get(path, {})
-                entry["h"] = known[path]["h"] if unchanged else digest(path)
+                entry["h"] = known[path]["h"] if unchanged else digest(path, sign[0])
         except OSError:
             continue  # it went away this moment; what stays and cannot be read, restic reports
         if entry["t"]:
@@ -368,18 +441,18 @@ def make_manifest(name: str, paths: list[str], excludes: list[str], before: dict
 
 
 def manifest_path(name: str) -> str:
-    """Return where the manifest of a set lies."""
-    return os.path.join(STATE, "manifests", f"{name}.json.gz")
+    """Return where the manifest of a set lies. It is not compressed, so that restic keeps what is as before only once."""
+    return os.path.join(STATE, "manifests", f"{name}.json")
 
 
 def read_manifest(path: str) -> dict:
     """Return a manifest; an empty one if there is none."""
     try:
-        with gzip.open(path, "rt", encoding="ascii") as stream:
+        with open(path, encoding="ascii") as stream:
             return json.load(stream)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, EOFError) as exc:
+    except (OSError, ValueError) as exc:
         raise AgentError(f"{path}: {exc}") from exc
 
 
@@ -407,8 +480,7 @@ def compare(manifest: dict, root: str, moved: set[str]) -> dict:
             seen = facts(there)
         except OSError:
             seen = {}
-        later = seen.get("n", 0) != wanted.get("n", 0) and seen.get("n", 0) > manifest["at"] * 1e9
-        if later or path in moved:
+        if path in moved:
             skipped += 1
             continue
         names = {"t": "type", "u": "owner", "g": "group", "m": "mode", "n": "time", "x": "extended attributes", "s": "size",
@@ -416,10 +488,13 @@ def compare(manifest: dict, root: str, moved: set[str]) -> dict:
         wrong = [word for key, word in names.items() if seen.get(key) != wanted.get(key)] if seen else ["is missing"]
         if not wrong and wanted["t"] == "f":
             size += wanted["s"]
-            if digest(there) != wanted["h"]:
-                wrong = ["content"]
+            try:
+                wrong = [] if digest(there) == wanted["h"] else ["content"]
+            except OSError:
+                wrong = ["cannot be read"]
         if wrong:
-            different.append(f"{path}: {', '.join(wrong)}")
+            younger = seen.get("n", 0) > manifest["at"] * 1e9 and "time" in wrong
+            different.append(f"{path}: {', '.join(wrong)}{' (changed after the manifest was made)' if younger else ''}")
     return {"compared": len(manifest["files"]) - skipped, "moved": skipped, "different": different, "bytes": size}
 
 
@@ -432,26 +507,46 @@ def repository(status: dict) -> None:
     if code == 0:
         found = json.loads(said)["id"]
         if status.setdefault("repository", found) != found:
-            raise AgentError(f"the repository is another one than before: {found[:10]}, not {status['repository'][:10]}")
+            raise RepositoryGone(f"the repository is another one than before: {found[:10]}, not {status['repository'][:10]}")
         return
+    if UNREACHED.search(said):
+        raise AgentError(f"the repository cannot be reached: {last_words(said)}")
     if status.get("repository"):
-        raise AgentError(f"the repository is gone, or does not let this host in: {last_words(said)}")
+        raise RepositoryGone(f"the repository is gone, or does not let this host in: {last_words(said)}")
     if not re.search(r"Is there a repository|does not exist|unable to open config", said):
         raise AgentError(f"restic: {last_words(said)}")
     restic("--quiet", "init")
     status["repository"] = json.loads(restic("--no-lock", "--quiet", "cat", "config")[1])["id"]
 
 
+def copies_of_others() -> list[str]:
+    """Return where this host keeps backups, if it does. They are never part of one: two repositories would grow in circles."""
+    directory = load(KEEPER).get("directory")
+    return sorted({directory, os.path.realpath(directory)}) if directory else []
+
+
+def within(path: str, above: str) -> bool:
+    """Return whether a path is another one or lies below it."""
+    return f"{path.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
+
+
+def vanished(line: dict, wanted: list[str]) -> bool:
+    """Return whether what restic could not read is no fault: a file that came and went while it looked, as they do."""
+    item, error = str(line.get("item", "")), line.get("error")
+    absent = (isinstance(error, dict) and error.get("Err") == errno.ENOENT) or os.strerror(errno.ENOENT).lower() in str(error)
+    return item.startswith("/") and item not in wanted and (absent or not os.path.lexists(item))
+
+
 def back_up(settings: dict, entry: dict, status: dict) -> None:
     """Back one set up, and note in the status how it went."""
     about = status.setdefault("sets", {}).setdefault(entry["name"], {})
-    about["tried"] = time.time()
+    about.update(tried=time.time(), failures=about.get("failures", 0) + 1)
     try:
-        about.update(backed_up(settings, entry, status), problem="")
+        about.update(backed_up(settings, entry, status), problem="", failures=0)
         say("backed_up", set=entry["name"], snapshot=about["snapshot"][:8], files=about["files"], added=about["added"])
     except (AgentError, OSError, KeyError, ValueError) as exc:
         about["problem"] = f"{type(exc).__name__}: {exc}"[:500] if not isinstance(exc, AgentError) else str(exc)[:500]
-        say("failed", True, set=entry["name"], problem=about["problem"])
+        say(getattr(exc, "event", "failed"), True, set=entry["name"], problem=about["problem"])
     save(os.path.join(STATE, "status.json"), status)
 
 
@@ -461,16 +556,20 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
     gone = [path for path in entry["paths"] if not os.path.lexists(path)]
     if gone:
         raise AgentError(f"declared, but not there: {', '.join(gone)}")
+    others = copies_of_others()
+    if circles := [path for path in entry["paths"] for other in others if within(path, other)]:
+        raise AgentError(f"backups of others are no data of this host: {', '.join(circles)}")
     repository(status)
-    inventory(settings)
+    restic("--quiet", "unlock")  # what one that was killed left, here or as it tidied up there, would keep all others out
+    inventory(settings, status)
     for base in entry["databases"]:
         dump(base)
     path = manifest_path(entry["name"])
-    excludes = [*entry["excludes"], settings["scratch"], CACHE]
+    excludes = [*entry["excludes"], scratch_of(settings), CACHE, *others]
     manifest = make_manifest(entry["name"], entry["paths"], [*excludes, STATE], read_manifest(path))
-    write(path, gzip.compress(json.dumps(manifest).encode("ascii"), 3))
-    own = [os.path.join(STATE, part) for part in ("inventory", "RECOVERY.md", f"manifests/{entry['name']}.json.gz")]
-    own += [dump_path(base) for base in entry["databases"]]
+    write(path, json.dumps(manifest).encode("ascii"))
+    own = [os.path.join(STATE, part) for part in ("inventory", "RECOVERY.md", f"manifests/{entry['name']}.json")]
+    own += [path for base in entry["databases"] for path in dump_paths(base)]
     with handed("".join(f"{item}\0" for item in [*entry["paths"], *own])) as listed, handed("\n".join(excludes) + "\n") as out:
         code, said = restic(
             "backup", "--json", "--host", settings["host"], "--tag", f"set:{entry['name']}", "--files-from-raw", listed,
@@ -478,15 +577,67 @@ def backed_up(settings: dict, entry: dict, status: dict) -> dict:
         )  # fmt: skip
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     summary = next((line for line in lines if line.get("message_type") == "summary"), None)
-    if code == 3 or summary is None:
-        errors = [line.get("item", "") for line in lines if line.get("message_type") == "error"]
-        raise AgentError(f"could not be read: {', '.join(errors[:SHOWN]) or last_words(said)}")
+    errors = [str(line.get("item", "")) for line in lines if line.get("message_type") == "error"]
+    unread = [str(line.get("item", "")) for line in lines
+              if line.get("message_type") == "error" and not vanished(line, [*entry["paths"], *own])]  # fmt: skip
+    if summary is None or unread or (code == 3 and not errors):
+        raise AgentError(f"could not be read: {', '.join(unread[:SHOWN]) or last_words(said)}")
     moved = touched(manifest)
     save(os.path.join(STATE, "manifests", f"{entry['name']}.moved.json"), {"snapshot": summary["snapshot_id"], "moved": moved})
     return {
         "started": started, "success": time.time(), "snapshot": summary["snapshot_id"], "moved": len(moved),
         "files": summary["total_files_processed"], "added": summary["data_added"], "databases": len(entry["databases"]),
+        "left_out": excludes, "vanished": len(errors),
     }  # fmt: skip
+
+
+# --- room to restore ---------------------------------------------------------------------------------------------------
+
+
+def scratch_of(settings: dict) -> str:
+    """Return where restores are tried: a directory of the agent's own, below the one that was declared."""
+    return os.path.join(settings["scratch"], "bulwark-restore-test")
+
+
+def room(settings: dict) -> str:
+    """Make an empty directory to restore to, and return it. Refuse a place where something of somebody else would be at stake."""
+    base, place = settings["scratch"], scratch_of(settings)
+    declared = [path for entry in settings["sets"] for path in entry["paths"]]
+    declared += [base["path"] for entry in settings["sets"] for base in entry["databases"] if base.get("path")]
+    if wrong := [path for path in declared if within(path, base)]:
+        raise AgentError(f"{base}: is no place to restore to, for it holds what is backed up: {', '.join(wrong)}")
+    if wrong := [path for path in copies_of_others() if within(path, base) or within(base, path)]:
+        raise AgentError(f"{base}: is no place to restore to, for backups of others are kept there: {', '.join(wrong)}")
+    if not os.path.isdir(base):
+        os.mkdir(base)
+        os.chmod(base, 0o711)  # a database's account passes through; what is in it is closed to others
+    about = os.stat(base)
+    if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+        raise AgentError(f"{base}: is no place to restore to, for others can change what is in it")
+    clear(place)
+    os.mkdir(place)
+    os.chmod(place, 0o711)
+    write(os.path.join(place, MARK), b"Everything beside this file is removed after each restore test.\n")
+    return place
+
+
+def clear(place: str) -> None:
+    """Remove what a restore test left. The mark that says so goes last; without it nothing is removed."""
+    if not os.path.lexists(place):
+        return
+    ours = os.path.isdir(place) and not os.path.islink(place)
+    left = [name for name in os.listdir(place) if not name.startswith(".new-")] if ours else []
+    if not ours or (left and not os.path.isfile(os.path.join(place, MARK))):
+        raise AgentError(f"{place}: was not made by a restore test; somebody looks at it, and removes it")
+    for name in os.listdir(place):
+        path = os.path.join(place, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif name != MARK:
+            os.unlink(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(place, MARK))
+    os.rmdir(place)
 
 
 # --- restoring ----------------------------------------------------------------------------------------------------------
@@ -499,11 +650,11 @@ def restore_test(settings: dict, status: dict) -> bool:
     for entry in settings["sets"]:
         part = time.time()
         try:
-            result["sets"][entry["name"]] = restored(settings, entry)
+            result["sets"][entry["name"]] = restored(settings, entry, status)
         except (AgentError, OSError, KeyError, ValueError) as exc:
             result["sets"][entry["name"]] = {"identical": False, "problem": f"{type(exc).__name__}: {exc}"[:500]}
-        finally:
-            shutil.rmtree(settings["scratch"], ignore_errors=True)
+        with contextlib.suppress(AgentError, OSError):  # the next one says so, if it is still there
+            clear(scratch_of(settings))
         result["sets"][entry["name"]]["seconds"] = round(time.time() - part, 1)
     try:
         restic("--quiet", "--no-lock", "check")
@@ -525,29 +676,36 @@ def restore_test(settings: dict, status: dict) -> bool:
     return result["passed"]
 
 
-def restored(settings: dict, entry: dict) -> dict:
-    """Return how the newest backup of a set compares with what was backed up, and what its databases answered."""
-    words = ("snapshots", "--json", "--host", settings["host"], "--tag", f"set:{entry['name']}", "--latest", "1")
-    found = json.loads(restic("--no-lock", "--quiet", *words)[1])
-    if not found:
+def enough_room(place: str, known: dict, entry: dict) -> None:
+    """Refuse to restore where the file system would run full: files, dumps and what is made of them, and a little for others."""
+    dumps = sum(os.stat(path).st_size for base in entry["databases"] for path in dump_paths(base) if os.path.exists(path))
+    needed = sum(about.get("s", 0) for about in known.get("files", {}).values()) + 3 * dumps
+    disk = shutil.disk_usage(place)
+    if disk.free - needed < disk.total * KEPT_FREE:
+        raise AgentError(f"{place}: not enough room to restore {needed} bytes; set backup_scratch_directory")
+
+
+def restored(settings: dict, entry: dict, status: dict) -> dict:
+    """Return how the newest backup of a set compares with what was backed up, and whether its databases answered.
+
+    Which one is the newest this host knows by itself: what a backup says of its time may be wrong.
+    """
+    about = status.get("sets", {}).get(entry["name"], {})
+    snapshot = about.get("snapshot")
+    if not snapshot:
         raise AgentError("there is no backup")
-    newest = max(found, key=lambda one: one["time"])
-    scratch = settings["scratch"]
-    shutil.rmtree(scratch, ignore_errors=True)
-    os.mkdir(scratch)
-    os.chmod(scratch, 0o711)  # a database's account passes through; what is in it is closed to others
+    scratch = room(settings)
     root = os.path.join(scratch, "files")
     os.mkdir(root, 0o700)
     known = read_manifest(manifest_path(entry["name"]))
-    needed = sum(about.get("s", 0) for about in known.get("files", {}).values())
-    if shutil.disk_usage(scratch).free < needed * 1.1:
-        raise AgentError(f"{scratch}: not enough room to restore {needed} bytes; set backup_scratch_directory")
-    restic("--quiet", "restore", newest["id"], "--target", root)
+    enough_room(scratch, known, entry)
+    restic("--quiet", "unlock")
+    restic("--quiet", "restore", snapshot, "--target", root)
     manifest = read_manifest(root + manifest_path(entry["name"]))
     if not manifest:
         raise AgentError("the backup holds no manifest")
     note = load(os.path.join(STATE, "manifests", f"{entry['name']}.moved.json"))
-    moved = set(note.get("moved", [])) if newest["id"].startswith(note.get("snapshot", "-")) else set()
+    moved = set(note.get("moved", [])) if note.get("snapshot") == snapshot else set()
     seen = compare(manifest, root, moved)
     answers = {base["name"]: ask(base, root + dump_path(base), scratch) for base in entry["databases"]}
     missing = [
@@ -556,8 +714,10 @@ def restored(settings: dict, entry: dict) -> dict:
         if not os.path.exists(f"{root}{STATE}/{name}")
     ]
     different = [*seen["different"], *(f"{name}: is missing" for name in missing)]
+    if entry["paths"] and not seen["compared"]:
+        different.append(f"nothing could be compared, {seen['moved']} files changed while they were backed up")
     return {
-        "identical": not different, "snapshot": newest["id"], "backed_up": newest["time"], "compared": seen["compared"],
+        "identical": not different, "snapshot": snapshot, "backed_up": stamp(about["started"]), "compared": seen["compared"],
         "moved": seen["moved"], "bytes": seen["bytes"], "different": different[:SHOWN], "databases": answers,
         "problem": f"{len(different)} differ: {'; '.join(different[:3])}" if different else "",
     }  # fmt: skip
@@ -609,7 +769,7 @@ def act(args: argparse.Namespace, settings: dict) -> int:
             back_up(settings, entry, status)
     failed = any(about.get("problem") for about in status["sets"].values())
     every = settings["restore_test_days"] if status.get("restore_test", {}).get("passed") else 1
-    late = time.time() - status.get("restore_tried", 0) > every * DAY
+    late = time.time() - status.get("restore_tried", 0) > every * DAY or ahead(status.get("restore_tried", 0))
     if args.action == "restore-test" or (args.action == "tick" and late and not failed):
         return 0 if restore_test(settings, status) else 1
     return 1 if failed else 0

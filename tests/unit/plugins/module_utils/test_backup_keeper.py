@@ -192,3 +192,154 @@ def test_another_repository_under_the_same_name_is_not_fetched(copy, tmp_path):
     add(copy, "snapshots", b"new")
     seen = keeper.pull_copy(there, "w", str(here), "s/w")
     assert seen["broken"] and seen["new"] == 0
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """A keeper whose restic is only asked: one old snapshot and a new one."""
+    words: list[tuple] = []
+    place = tmp_path / "hosts" / "w"
+    (place / "snapshots").mkdir(parents=True)
+    found = []
+    for number, days in ((1, 90), (2, 1)):
+        name, at = f"{number:064x}", time.time() - days * DAY
+        (place / "snapshots" / name).write_text("x")
+        os.utime(place / "snapshots" / name, (at, at))
+        found.append({"id": name, "time": keeper.stamp(at), "hostname": "w", "tags": ["set:s"]})
+
+    def restic(_path, key, *given):
+        if key != "right":
+            raise keeper.KeeperError("wrong password")
+        words.append(given)
+        if given[0] == "forget":
+            for name in given[2:]:
+                (place / "snapshots" / name).unlink()
+        return json.dumps(found) if "snapshots" in given else ""
+
+    monkeypatch.setattr(keeper, "restic", restic)
+    monkeypatch.setattr(keeper, "STATE", str(tmp_path / "state"))
+    (tmp_path / "state").mkdir()
+    return {"words": words, "settings": {"directory": str(tmp_path), "retention_days": 35}, "ids": [one["id"] for one in found]}
+
+
+def test_letting_go_first_takes_away_locks_of_the_killed(asked):
+    assert keeper.prune(asked["settings"], "w", ["wrong", "right"]) == 0
+    assert [words[0] for words in asked["words"]][-2:] == ["unlock", "forget"]
+    assert asked["words"][-1] == ("forget", "--prune", asked["ids"][0])
+
+
+def test_without_the_key_nothing_goes(asked):
+    for keys in ([], ["wrong"]):
+        with pytest.raises(keeper.KeeperError):
+            keeper.prune(asked["settings"], "w", keys)
+    assert not asked["words"]
+
+
+@pytest.fixture
+def store(copy, tmp_path, monkeypatch):
+    """A repository with one copy and two sealed keys."""
+    monkeypatch.setattr(keeper, "STATE", str(tmp_path / "state"))
+    (tmp_path / "escrow" / "w").mkdir(parents=True)
+    for text in (b"one", b"two"):
+        (tmp_path / "escrow" / "w" / f"{hashlib.sha256(text).hexdigest()}.json").write_bytes(text)
+    told = {"directory": str(tmp_path), "slices": 4, "free_percent": 0}
+
+    def look_at() -> dict:
+        code = keeper.check(told, False)
+        report = keeper.load(f"{keeper.STATE}/report.json")
+        assert code == (1 if report["broken"] else 0)
+        return report
+
+    look_at.settings = told
+    return look_at
+
+
+def test_a_whole_copy_that_vanished_is_named_until_somebody_says_that_it_may(store, tmp_path, capsys):
+    assert store()["broken"] == 0
+    shutil.move(tmp_path / "hosts" / "w", tmp_path / "away")
+    for _turn in range(2):
+        report = store()
+        assert (
+            report["copies"]["w"]["broken"] == {"copy": "is missing as a whole"} and report["copies"]["w"]["newest_hours"] is None
+        )
+    assert "event=broken copy=w" in capsys.readouterr().err
+    shutil.move(tmp_path / "away", tmp_path / "hosts" / "w")
+    assert store()["broken"] == 0
+    with pytest.raises(keeper.KeeperError, match="still there"):
+        keeper.forget(store.settings, "w")
+    shutil.rmtree(tmp_path / "hosts" / "w")
+    assert keeper.forget(store.settings, "w") == 0
+    report = store()
+    assert report["broken"] == 0 and "w" not in report["copies"]
+    record = json.loads((tmp_path / "state" / "pruned.jsonl").read_text())
+    assert record["copy"] == "w" and record["forgotten"] and record["sealed"] == [], "its keys are still there"
+
+
+def test_sealed_keys_that_are_gone_or_altered_are_named(store, tmp_path):
+    assert store()["escrow"] == {}
+    first, second = sorted((tmp_path / "escrow" / "w").iterdir())
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1] + b"x")
+    (tmp_path / "escrow" / "w.json").write_text("x")
+    (tmp_path / "escrow" / "w" / "readme").write_text("x")
+    report = store()
+    assert report["escrow"] == {
+        f"w/{first.name}": "is missing", f"w/{second.name}": "is not what was written",
+        "w.json/": "does not belong here", "w/readme": "does not belong here",
+    }  # fmt: skip
+    assert report["broken"] == 4
+
+
+def test_what_arrives_tomorrow_does_not_hide_that_nothing_arrived(copy):
+    ledger, now = {}, time.time()
+    (snapshot_file,) = (copy / "snapshots").iterdir()
+    os.utime(snapshot_file, (now - 10 * DAY, now - 10 * DAY))
+    assert look(copy, ledger, now)["newest_hours"] == 240
+    late = copy / add(copy, "snapshots", b"from tomorrow")
+    os.utime(late, (now + DAY, now + DAY))
+    assert look(copy, ledger, now)["newest_hours"] == 240
+    snapshot_file.unlink()
+    assert look(copy, ledger, now)["newest_hours"] is None
+
+
+def test_other_slices_make_nothing_look_unread_for_ages(copy):
+    ledger, now = {}, time.time()
+    look(copy, ledger, now)
+    assert look(copy, ledger, now + 3 * DAY, slices=7)["read_days"] == 3
+    ledger["slices"][2] = now + 900 * DAY  # when the clock was wrong
+    assert look(copy, ledger, now + 4 * DAY, slices=7)["read_days"] == 4
+
+
+def test_what_was_let_go_is_not_fetched_again(copy, tmp_path):
+    there, here = Source(copy), tmp_path / "here"
+    old = add(copy, "snapshots", b"old").split("/")[1]
+    keeper.pull_copy(there, "w", str(here), "s/w", [old])
+    assert old not in os.listdir(here / "snapshots") and len(os.listdir(here / "snapshots")) == 1
+    assert keeper.pull_copy(there, "w", str(here), "s/w", [old])["new"] == 0
+
+
+def test_what_was_let_go_is_remembered(asked):
+    keeper.prune(asked["settings"], "w", ["right"])
+    assert keeper.load(keeper.ledger_path("w"))["let_go"] == [asked["ids"][0]]
+
+
+def test_a_connection_that_was_cut_is_no_alteration(copy, tmp_path, monkeypatch):
+    there, here = Source(copy), tmp_path / "here"
+
+    def cut(_path: str) -> Answer:
+        answer = Answer(200, b"half")
+        answer.length = 9
+        return answer
+
+    monkeypatch.setattr(there, "get", cut)
+    with pytest.raises(keeper.KeeperError, match="9 bytes are missing"):
+        there.fetch("w", "data/x", str(here / "x"), "ab")
+    assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize("text", [b'{"a": 1}', b"[1]", b"[[]]", b"null"])
+def test_an_odd_answer_is_said_to_be_one(copy, monkeypatch, text):
+    there = Source(copy)
+    monkeypatch.setattr(there, "get", lambda _path: Answer(200, text))
+    with pytest.raises(keeper.KeeperError, match="no list"):
+        there.names("w", "keys")

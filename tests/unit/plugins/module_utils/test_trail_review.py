@@ -226,6 +226,13 @@ def test_path_that_is_not_guarded_raises_an_alarm(config, entry):
     """clamonacc runs on when it cannot watch a path; so what it says is an alarm, as is what our own trial finds."""
     lines.Writer(config["store"]).put("web", lines.log(*entry), NOON)
     assert [alarm["rule"] for alarm in fired(config)] == ["antivirus_off"]
+def test_a_file_s_name_silences_no_alarm_of_backups(config):
+    """Neither does a line of somebody who is not root."""
+    writer = lines.Writer(config["store"])
+    said = 'event=broken copy=w file=x problem="a" event=checked problem="none"'
+    writer.put("web", lines.log("bulwark-backup", said), NOON)
+    writer.put("web", lines.log("bulwark-backup", "event=repository_gone", _UID="1000", _COMM="logger"), NOON + 1)
+    assert [(item["kind"], item["action"]) for item in events(config)] == [("backup", "broken"), ("log", "forged")]
 
 
 def test_journals_of_people_share_one_count(config, monkeypatch):

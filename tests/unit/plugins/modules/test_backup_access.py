@@ -7,9 +7,11 @@ import base64
 import grp
 import hashlib
 import json
+import multiprocessing
 import os
 
 import pytest
+from ansible_collections.bulwark.hardening.plugins.module_utils import backup_escrow as escrow
 from ansible_collections.bulwark.hardening.plugins.module_utils.pki import PkiError
 from ansible_collections.bulwark.hardening.plugins.modules import backup_access as module
 
@@ -33,7 +35,7 @@ def make(tmp_path, check: bool = False, **more) -> tuple[dict, list[str]]:
     """Make a host's secrets; return what the server gets, and what was said."""
     said: list[str] = []
     params = {"directory": str(tmp_path / "secrets"), "name": "ward-1", "address": "b:1", "authority": "PEM",
-              "custodians": CUSTODIANS, **more}  # fmt: skip
+              "taken": False, "custodians": CUSTODIANS, **more}  # fmt: skip
     return module.made(params, said, check), said
 
 
@@ -41,7 +43,8 @@ def enter(tmp_path, check: bool = False, **more) -> tuple[dict, list[str]]:
     """Change the list; return what was answered, and what was said."""
     said: list[str] = []
     params = {"directory": str(tmp_path), "path": str(tmp_path / "list"), "group": grp.getgrgid(os.getegid()).gr_name,
-              "name": None, "names": None, "line": "", "escrow": None, "authority_file": None, **more}  # fmt: skip
+              "name": None, "names": None, "line": "", "escrow": None, "copies": None, "authority_file": None,
+              **more}  # fmt: skip
     return module.entered(params, said, check), said
 
 
@@ -90,7 +93,7 @@ def test_a_mode_that_was_loosened_is_put_right(tmp_path):
 
 def test_the_list(tmp_path):
     assert enter(tmp_path, name="a", line="a:{SHA}x")[1] == [f"{tmp_path}/list: a may come in"]
-    assert enter(tmp_path, name="b", line="b:{SHA}y", escrow={"sealed": "s"})[1][1] == f"{tmp_path}/b.json: the sealed key of b"
+    assert enter(tmp_path, name="b", line="b:{SHA}y", escrow={"sealed": "s"})[1][1] == f"{tmp_path}/b: a sealed key of b"
     assert (tmp_path / "list").read_text() == "a:{SHA}x\nb:{SHA}y\n"
     assert enter(tmp_path, name="b", line="b:{SHA}y", escrow={"sealed": "s"})[1] == []
     assert enter(tmp_path)[1] == []
@@ -119,3 +122,62 @@ def test_what_lies_above_stays_open(tmp_path):
         os.umask(before)
     assert (tmp_path / "above").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "above" / "secrets").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("left", [None, "", "\n"])
+def test_a_key_that_is_gone_is_not_made_anew_while_the_old_one_is_needed(tmp_path, left):
+    make(tmp_path)
+    path = tmp_path / "secrets" / "password"
+    key = path.read_text()
+    path.unlink()
+    if left is not None:
+        path.write_text(left)
+    for check in (True, False):
+        with pytest.raises(PkiError, match="custodian"):
+            make(tmp_path, check=check, taken=True)
+    assert not path.exists() or not path.read_text().strip()
+    path.write_text(key)
+    assert make(tmp_path, taken=True)[1] == [f"{path}: owner root, mode 0600"], "given back, it is used again"
+    path.unlink()
+    assert any("a new encryption key" in line for line in make(tmp_path)[1]), "nothing was backed up"
+
+
+def test_sealed_keys_never_take_the_place_of_others(tmp_path):
+    first, second = {"sealed": "one", "of": "x"}, {"sealed": "two", "of": "x"}
+    for given in (first, second, first):
+        enter(tmp_path, name="b", line="b:{SHA}y", escrow=given)
+    kept = {path.name: json.loads(path.read_text()) for path in (tmp_path / "b").iterdir()}
+    assert sorted(kept.values(), key=str) == sorted([first, second], key=str)
+    assert set(kept) == {escrow.name_of(path.read_text()) for path in (tmp_path / "b").iterdir()}
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_sealed_key_of_which_a_byte_turned_is_written_again(tmp_path):
+    given = {"sealed": "one", "of": "x"}
+    enter(tmp_path, name="b", line="b:{SHA}y", escrow=given)
+    (path,) = (tmp_path / "b").iterdir()
+    path.write_text(path.read_text().replace("one", "onf"))
+    assert enter(tmp_path, name="b", line="b:{SHA}y", escrow=given)[1] and json.loads(path.read_text()) == given
+
+
+def add(tmp_path, letter: str) -> None:
+    """Enter twenty hosts, one after the other, as a process of its own."""
+    for number in range(20):
+        enter(tmp_path, name=f"{letter}{number}", line=f"{letter}{number}:{{SHA}}x")
+
+
+def test_hosts_that_enter_at_the_same_moment_are_all_let_in(tmp_path):
+    both = [multiprocessing.get_context("fork").Process(target=add, args=(tmp_path, letter)) for letter in "ab"]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(60)
+    assert [one.exitcode for one in both] == [0, 0]
+    assert len((tmp_path / "list").read_text().splitlines()) == 40
+
+
+def test_whether_there_are_backups_is_told(tmp_path):
+    assert enter(tmp_path, copies=str(tmp_path / "hosts" / "w"))[0]["held"] is False
+    (tmp_path / "hosts" / "w").mkdir(parents=True)
+    (tmp_path / "hosts" / "w" / "config").write_text("x")
+    assert enter(tmp_path, copies=str(tmp_path / "hosts" / "w"))[0]["held"] is True
