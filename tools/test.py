@@ -77,12 +77,12 @@ def lint_stages() -> list[Stage]:
 
 def host_stages() -> list[Stage]:
     """Return the stages that take minutes, the longest first: hosts, browsers, the built artefact."""
-    longest = ("vpn_gateway", "firewall", "duo")
-    later = {stage.name for stage in later_stages()}
-    scenarios = [path.parent.name for path in ROOT.glob("molecule/*/molecule.yml") if f"molecule {path.parent.name}" not in later]
+    longest = ("audit_log", "vpn_gateway", "firewall", "duo")
+    scenarios = [path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")]
     scenarios.sort(key=lambda name: (name not in longest, name))
     guard = "tests/faults/test_change_guard.py"
     return [
+        Stage("trail", ["pytest", "-q", "tests/trail"]),
         Stage("clock", ["pytest", "-q", "tests/clock"]),
         Stage("lab", ["pytest", "-q", *(f"tests/lab/test_{part}.py" for part in ("lab", "collector", "access"))]),
         Stage("guard", ["pytest", "-q", guard]),
@@ -92,14 +92,6 @@ def host_stages() -> list[Stage]:
         Stage("sanity", ["tools/sanity.sh", "sanity"]),
         Stage("faults", ["pytest", "-q", "tests/faults", f"--ignore={guard}"]),
         Stage("browser", ["pytest", "-q", "tests/browser"]),
-    ]
-
-
-def later_stages() -> list[Stage]:
-    """Return the stages that run only when named: until they have gone through from a cold start, they prove nothing."""
-    return [
-        Stage("molecule audit_log", ["molecule", "test", "-s", "audit_log"]),
-        Stage("trail", ["pytest", "-q", "tests/trail"]),
     ]
 
 
@@ -157,7 +149,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="only name the stages")
     args = parser.parse_args()
     every = [*host_stages(), *lint_stages()]
-    known = {stage.name: [stage] for stage in [*every, *later_stages()]} | {"all": every, "check": lint_stages()}
+    known = {stage.name: [stage] for stage in every} | {"all": every, "check": lint_stages()}
     if unknown := sorted(set(args.stages) - set(known)):
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     stages = [stage for name in args.stages for stage in known[name]]
