@@ -338,11 +338,12 @@ def outage(trail) -> Outage:
     trail.each(lambda host: host.run("systemctl kill -s KILL systemd-journal-upload.service"))
 
     # As long as more arrives, slow is not lost.
-    came, when = -1, time.monotonic()
-    while came < EVENTS * len(HOSTS) and time.monotonic() < when + 180:
-        now = sum(len(numbers(trail.lines(name, "trail-count"))) for name in HOSTS)
-        came, when = (now, time.monotonic()) if now > came else (came, when)
+    came, end = 0, time.monotonic() + 180
+    while came < EVENTS * len(HOSTS) and time.monotonic() < end:
         time.sleep(5)
+        now = sum(len(numbers(trail.lines(name, "trail-count"))) for name in HOSTS)
+        if now > came:
+            came, end = now, time.monotonic() + 180
     late = trail.each(lambda host: host.out("journalctl -o cat -t trail-late"))
     return Outage(
         arrived={name: numbers(trail.lines(name, "trail-count")) for name in HOSTS},

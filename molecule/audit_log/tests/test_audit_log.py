@@ -56,40 +56,43 @@ class Journal:
         self.host = host
         self.all: list[str] = []
         self.since = 0
-        self.marks = 0
         follow = [*target.automation().ssh_argv(), "sudo journalctl -q -a -n 0 -f -o cat -t audispd -t auditd -t mark"]
         self.process = subprocess.Popen(follow, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         threading.Thread(target=self._read, daemon=True).start()
-        while not self.all:  # it takes a moment until journalctl looks
-            self.host.check_output("logger -t mark here")
-            time.sleep(1)
+        # It takes a moment until journalctl looks.
+        self.until(lambda: self.host.check_output("logger -t mark here") or self.all, lambda: "nothing comes from the journal")
 
     def _read(self) -> None:
         for line in self.process.stdout:
             self.all.append(line.rstrip("\n"))
 
+    def until(self, look, otherwise, seconds: float = 60):
+        """Wait until ``look`` returns something and return it; fail with what ``otherwise`` returns.
+
+        ``seconds`` is for emulated hosts on a busy machine, where auditd itself may come late to the processor.
+        """
+        end = time.monotonic() + seconds
+        while not (found := look()):
+            assert self.process.poll() is None, "the connection that follows the journal has ended"
+            if time.monotonic() > end:
+                pytest.fail(otherwise())
+            time.sleep(0.3)
+        return found
+
     def mark(self) -> None:
         """Look only at what comes from now on."""
-        self.marks += 1
-        self.host.check_output(f"logger -t mark {self.marks}.")
-        self._wait(lambda: f"{self.marks}." in self.all, 60)
-        self.since = self.all.index(f"{self.marks}.")
-
-    def _wait(self, true, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while not true():
-            assert self.process.poll() is None, "the connection that follows the journal has ended"
-            assert time.monotonic() < end, "the journal stands still"
-            time.sleep(0.1)
+        name = f"mark {len(self.all)}"  # which no line before is
+        self.host.check_output(f"logger -t mark {name}")
+        self.until(lambda: name in self.all, lambda: f"{name} does not come")
+        self.since = self.all.index(name)
 
     def lines(self) -> list[str]:
         """Return the lines since the mark."""
         return self.all[self.since :]
 
-    def says(self, words: str, seconds: float = 60) -> None:
-        """Wait until auditd itself says this (a pattern)."""
-        told = re.compile(words)
-        self._wait(lambda: any(told.search(line) for line in self.lines() if not RECORD.match(line)), seconds)
+    def said(self, words: str) -> list[str]:
+        """Return what auditd itself said since the mark with these words (a pattern)."""
+        return [line for line in self.lines() if re.search(words, line) and not RECORD.match(line)]
 
     def events(self) -> dict[str, Event]:
         """Return the events since the mark by serial number."""
@@ -101,22 +104,14 @@ class Journal:
         return found
 
     def find(self, seconds: float = 60, **wanted: str) -> Event:
-        """Wait for an event whose fields have these values and return it; fail with what came instead.
+        """Wait for an event whose fields have these values and return it; fail with what came instead."""
 
-        ``seconds`` is for emulated hosts on a busy machine, where auditd itself may come late to the processor.
-        """
-        end = time.monotonic() + seconds
-        while True:
+        def came() -> str:
             events = self.events().values()
-            for event in events:
-                if event.says(**wanted):
-                    return event
-            if time.monotonic() > end:
-                keys = sorted(
-                    {e.fields.get("key", "-") + " " + e.fields.get("AUID", "-") + " " + "+".join(sorted(e.types)) for e in events}
-                )
-                pytest.fail(f"no event with {wanted} among {len(events)}:\n" + "\n".join(keys)[:3000])
-            time.sleep(0.3)
+            keys = {e.fields.get("key", "-") + " " + e.fields.get("AUID", "-") + " " + "+".join(sorted(e.types)) for e in events}
+            return f"no event with {wanted} among {len(events)}:\n" + "\n".join(sorted(keys))[:3000]
+
+        return self.until(lambda: next((e for e in self.events().values() if e.says(**wanted)), None), came, seconds)
 
 
 @pytest.fixture(scope="module")
@@ -449,23 +444,21 @@ def test_burst_loses_nothing(journal, host):
 
     Six records each; auditd holds 20000 (audit_log_queue) for a journal that is slower.
     """
-    count = 2000
+    count = 3000
     script = BURST.replace("{count}", str(count))
     journal.mark()
     host.check_output("python3 -c %s", script)
     wanted = {f"/srv/patients/burst-{number}" for number in range(count)}
-    seen: set[str] = set()
-    for _turn in range(180):
-        seen = set(re.findall(r'name="(/srv/patients/burst-\d+)"', "\n".join(journal.lines())))
-        if wanted <= seen:
-            break
-        time.sleep(1)
-    assert len(wanted - seen) == 0, f"{len(wanted - seen)} are missing in the journal"
+
+    def missing() -> set[str]:
+        return wanted - set(re.findall(r'name="(/srv/patients/burst-\d+)"', "\n".join(journal.lines())))
+
+    journal.until(lambda: not missing(), lambda: f"{len(missing())} are missing in the journal", 180)
     distinct = "grep -o 'name=\"/srv/patients/burst-[0-9]*\"' | sort -u | wc -l"
     kept = host.check_output(f"cat /var/log/audit/audit.log* | {distinct}")
     assert int(kept) == count
     assert re.search(r"^lost 0$", host.check_output("auditctl -s"), re.MULTILINE)
-    assert not [line for line in journal.lines() if "queue" in line and not RECORD.match(line)]
+    assert not journal.said("queue")
     host.check_output("find /srv/patients -name 'burst-*' -delete")
 
 
@@ -499,7 +492,7 @@ def test_full_disk_is_survived_and_said(journal, alice, host):
     try:
         host.check_output("python3 -c %s", BURST.replace("{count}", "500"))
         host.check_output("find /srv/patients -name 'burst-*' -delete")
-        journal.says(r"full|low on disk space")
+        journal.until(lambda: journal.said("full|disk space"), lambda: "auditd says nothing of a full disk")
         journal.mark()
         assert do(alice, "sudo touch /etc/shadow").returncode == 0
         journal.find(180, key="bulwark_accounts", AUID="alice", name="/etc/shadow")  # behind the rest of the burst
