@@ -67,38 +67,8 @@ import os
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture import (
-    accounts,
-    audit_log,
-    banner,
-    duo,
-    firewall,
-    log_collector,
-    log_forward,
-    log_review,
-    session,
-    ssh,
-    time_sync,
-    vpn_client,
-    vpn_gateway,
-)
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture.collectors import COLLECTORS, look
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve, read, run
-
-COLLECTORS = {
-    "accounts": accounts.collect,
-    "audit_log": audit_log.collect,
-    "banner": banner.collect,
-    "duo": duo.collect,
-    "firewall": firewall.collect,
-    "log_collector": log_collector.collect,
-    "log_forward": log_forward.collect,
-    "log_review": log_review.collect,
-    "session": session.collect,
-    "ssh": ssh.collect,
-    "time_sync": time_sync.collect,
-    "vpn_client": vpn_client.collect,
-    "vpn_gateway": vpn_gateway.collect,
-}
 
 
 def identity() -> dict:
@@ -137,14 +107,7 @@ def main() -> None:
     unknown = sorted(set(wanted) - set(COLLECTORS))
     if unknown:
         module.fail_json(msg=f"collectors = {unknown}: unknown; known are {sorted(COLLECTORS)}")
-    posture, errors = {}, {}
-    for name in wanted:
-        try:
-            posture[name] = COLLECTORS[name]()
-        except CannotObserve as exc:
-            errors[name] = str(exc)
-        except Exception as exc:  # a collector that breaks must not pass for one that saw nothing wrong
-            errors[name] = f"{type(exc).__name__}: {exc}"
+    posture, errors = look(wanted)
     module.exit_json(
         changed=False,
         posture=posture,

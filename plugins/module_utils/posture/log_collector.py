@@ -14,14 +14,11 @@ import grp
 import os
 import pwd
 import re
-import socket
-import ssl
 import stat
 import time
-import warnings
 
 from ansible_collections.bulwark.hardening.plugins.module_utils import pki, trail_store
-from ansible_collections.bulwark.hardening.plugins.module_utils.posture import log_forward, vpn_gateway
+from ansible_collections.bulwark.hardening.plugins.module_utils.posture import log_forward, services, vpn_gateway
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.certificates import days
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import (
     CannotObserve,
@@ -64,7 +61,9 @@ def collect() -> dict:
     settings = load(SETTINGS)
     directory = settings.get("directory", trail_store.DIRECTORY)
     parts = {
-        "settings": lambda: settings, "units": units, "at_boot": at_boot, "running": running, "door": lambda: door(settings),
+        "settings": lambda: settings,
+        "units": lambda: services.states(UNITS), "at_boot": lambda: services.at_boot(UNITS),
+        "running": running, "door": lambda: door(settings),
         "directories": lambda: there(directory), "former": lambda: former(directory), "store": lambda: store(directory),
         "append_only": lambda: append_only(directory), "key_files": keys, "integrity": lambda: integrity(directory),
         "heads": lambda: heads(directory), "counts": lambda: counts(directory), "certificates": certificates,
@@ -75,64 +74,22 @@ def collect() -> dict:
     return {**data, **seen}
 
 
-def units() -> dict[str, str]:
-    """Return the state of each of our units."""
-    shown = run(["systemctl", "show", "-p", "ActiveState", "--value", *UNITS]).split()
-    return dict(zip(UNITS, shown, strict=True))
-
-
-def at_boot() -> list[str]:
-    """Return which of them start with the system."""
-    wanted = run(["systemctl", "show", "-p", "Wants", "--value", "multi-user.target"]).split()
-    return [name for name in UNITS if name in wanted]
-
-
 def running() -> dict:
     """Return what the receiver runs as, and whether what it read still holds. Certificates it reads anew by itself."""
-    text = run(["systemctl", "show", "-p", "MainPID,ExecMainStartTimestampMonotonic", UNITS[0]])
-    shown = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    pid = shown.get("MainPID", "0")
-    if pid == "0":
-        return {"user": "", "no_new_privileges": False, "in_force": False}
-    status = read(f"/proc/{pid}/status")
-    uid = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
-    started = time.time() - (time.monotonic() - int(shown.get("ExecMainStartTimestampMonotonic") or 0) / 1e6)
-    paths = [SETTINGS, PROGRAM, "/usr/local/lib/bulwark/trail_store"]
+    about = services.process(UNITS[0])
     return {
-        "user": owner_name(int(uid.group(1))) if uid else "",
-        "no_new_privileges": bool(re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)),
-        "in_force": all(os.path.exists(path) and os.stat(path).st_mtime <= started + 1 for path in paths),
+        "user": about["user"],
+        "no_new_privileges": about["no_new_privileges"],
+        "in_force": services.unchanged_since(about["started"], SETTINGS, PROGRAM, "/usr/local/lib/bulwark/trail_store"),
     }
 
 
 def door(settings: dict) -> dict[str, str]:
     """Return what the receiver does with a visitor without certificate, and with one who speaks an old protocol."""
-    return {
-        "without_certificate": knock(settings, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.MAXIMUM_SUPPORTED),
-        "old_protocol": knock(settings, ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1),
-    }
-
-
-def knock(settings: dict, least: ssl.TLSVersion, most: ssl.TLSVersion) -> str:
-    """Return open if a request is answered, refused if it is not, closed if nobody listens."""
-    listen = settings.get("listen", "127.0.0.1")
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        context.minimum_version, context.maximum_version = least, most
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    try:
-        raw = socket.create_connection((address, int(settings.get("port", 19532))), 5)
-    except OSError:
-        return "closed"
-    try:
-        with raw, context.wrap_socket(raw) as secure:
-            secure.sendall(b"GET /upload HTTP/1.1\r\n\r\n")
-            return "open" if secure.recv(16) else "refused"
-    except OSError:
-        return "refused"
+    place = settings.get("listen", "127.0.0.1"), int(settings.get("port", 19532))
+    # Whoever has no certificate is to get no answer at all, not even a refusal.
+    asked = b"GET /upload HTTP/1.1\r\n\r\n", "(?!)"
+    return {"without_certificate": services.knock(*place, *asked), "old_protocol": services.knock(*place, *asked, old=True)}
 
 
 def there(directory: str) -> list[str]:

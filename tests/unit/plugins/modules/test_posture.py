@@ -33,7 +33,8 @@ def test_what_cannot_be_seen_is_said(capsys, monkeypatch):
     def cannot():
         raise common.CannotObserve("sshd is not installed")
 
-    monkeypatch.setattr(posture, "COLLECTORS", {"a": cannot, "b": lambda: 1 / 0, "c": lambda: {"seen": True}})
+    for name, collect in {"a": cannot, "b": lambda: 1 / 0, "c": lambda: {"seen": True}}.items():
+        monkeypatch.setitem(posture.COLLECTORS, name, collect)
     result = call(capsys, "a", "b", "c")
     assert result["posture"] == {"c": {"seen": True}}
     assert result["errors"] == {"a": "sshd is not installed", "b": "ZeroDivisionError: division by zero"}
@@ -42,7 +43,7 @@ def test_what_cannot_be_seen_is_said(capsys, monkeypatch):
 
 def test_identity_names_the_host_without_its_machine_id(capsys, monkeypatch):
     """The machine id appears only as a digest."""
-    monkeypatch.setattr(posture, "COLLECTORS", {"c": dict})
+    monkeypatch.setitem(posture.COLLECTORS, "c", dict)
     texts = {"/etc/os-release": 'ID=debian\nVERSION_ID="12"\n', "/etc/machine-id": "0123456789abcdef\n"}
     monkeypatch.setattr(posture, "read", texts.__getitem__)
     result = call(capsys, "c")

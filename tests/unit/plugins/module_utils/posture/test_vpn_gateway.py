@@ -7,7 +7,9 @@ import json
 import time
 from pathlib import Path
 
+import jinja2
 import pytest
+import yaml
 from ansible_collections.bulwark.hardening.plugins.module_utils import vpn
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture import vpn_client, vpn_gateway
 from ansible_collections.bulwark.hardening.plugins.module_utils.posture.common import CannotObserve
@@ -52,6 +54,16 @@ def test_worst_case_of_what_runs(tmp_path, monkeypatch, unit, worst):
     found = vpn_gateway.watcher(unit)
     assert found["worst_case_seconds"] == worst
     assert (found["looked_seconds_ago"] is not None) == (unit["ActiveState"] == "active")
+
+
+@pytest.mark.parametrize(("ago", "holds"), [(0.0, True), (29.9, True), (31.0, False), (None, False)])
+def test_when_the_watcher_looked(ago, holds):
+    """A watcher that looked this very moment looked; one that never did, did not."""
+    controls = yaml.safe_load((ROOT / "roles/vpn_gateway/meta/controls.yml").read_text(encoding="utf-8"))["controls"]
+    [idle] = [control for control in controls if control["id"] == "vpn_gateway.idle"]
+    [condition] = [text for text in idle["expect"] if "looked_seconds_ago" in text]
+    posture = {"vpn_gateway": {"watcher": {"looked_seconds_ago": ago, "poll_seconds": 10}}}
+    assert jinja2.Environment().compile_expression(condition)(posture=posture) is holds
 
 
 def test_a_watcher_that_never_looked(tmp_path, monkeypatch):
