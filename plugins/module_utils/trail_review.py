@@ -306,6 +306,10 @@ KEYS = {
 _CHANGES = re.compile(r"unlink|rename|truncate|chmod|chown|setxattr|link|mkdir|rmdir|mknod|creat")
 _LOGIN_JOURNAL = "/var/log/wtmp.db-journal"  # of the list of logins (Debian 13), which the database itself deletes at each one
 _SSHD_PROGRAMS = ("/usr/sbin/sshd", "/usr/lib/openssh/sshd-session")
+_CANARIES = "/var/lib/bulwark/antivirus-canary/"
+_CANARY = re.compile(r"Bulwark\.Canary(?:\.UNOFFICIAL)?")
+_FOUND = re.compile(r"(.*): (\S+) FOUND\s*", re.DOTALL)
+_UNGUARDED = re.compile(r"ClamInotif: (?:could not watch path|can't include|Not watching path) '(.*)'", re.DOTALL)
 _LOGS = ("/var/log/", "/run/log/journal/", "/etc/audit/", "/var/spool/rsyslog")
 
 _SSHD = (
@@ -417,6 +421,7 @@ _OWN = {
     "bulwark-break-glass",
     "bulwark-heartbeat",
     "bulwark-duo",
+    "bulwark-backup",
 }
 _SETUID = {"sudo", "su", "passwd", "chage", "chsh", "chfn", "gpasswd"}
 
@@ -509,7 +514,7 @@ def unknown_host() -> dict:
     """Return what is remembered of a host that has not been heard yet."""
     return {
         "n": 0, "chain": "", "cursor": numbers(), "serials": numbers(), "clock": ["", 0.0], "down": "", "pids": [], "names": {},
-        "sessions": {}, "audit": {}, "place": None, "heartbeat": 0.0, "silent": False, "lines": 0,
+        "sessions": {}, "logins": {}, "audit": {}, "place": None, "heartbeat": 0.0, "silent": False, "lines": 0,
     }  # fmt: skip
 
 
@@ -614,11 +619,15 @@ class Normaliser:
         duo = self.duo(line, entry, message, known, name)
         if duo:
             return duo
+        pid, logins = value_of(entry, "_PID"), known["logins"]
+        if pid in logins and "session opened for user" in message:
+            remember_session(known, value_of(entry, "_AUDIT_SESSION"), logins.pop(pid))
         for pattern, kind, result in _SSHD:
             found = pattern.match(message)
             if found:
                 how, person, source = found.groups()
-                pid = value_of(entry, "_PID")
+                if result == "success":  # the same process opens the session, in another line
+                    remember(logins, pid, source, 64)
                 if how in ("authenticating", "invalid", "maximum") and pid in known["pids"]:
                     return []
                 if how.startswith("keyboard-interactive") and result == "failed" and f"{pid}p" in known["pids"]:
@@ -710,7 +719,8 @@ class Normaliser:
         return [event(line, "firewall", "rules_changed", program=visible(made.group(2), 32), text=visible(message, SHOWN))]
 
     def bulwark(self, line: Mapping, entry: Mapping, message: str, known: dict, name: str) -> list[Event]:
-        """Our own programs: bulwark-vpn, bulwark-duo, bulwark-guard, bulwark-break-glass, bulwark-review, bulwark-alert."""
+        """Our own programs: bulwark-vpn, bulwark-duo, bulwark-guard, bulwark-break-glass, bulwark-review, bulwark-antivirus,
+        bulwark-backup."""
         text, words = visible(message, SHOWN), dict(_WORDS.findall(message))
         words = {key: value.strip('"') for key, value in words.items()}
         if name == "bulwark-vpn":
@@ -732,6 +742,21 @@ class Normaliser:
             if re.search(r"/run/bulwark-duo-\w+/sample\.conf ", message):
                 return []  # an assessment tried whether it would refuse
             return [event(line, "duo", "unsound", result="failed", text=text)]
+        if name == "bulwark-antivirus":
+            action = words.get("event", "")
+            if action == "stopped" and known["down"] == value_of(entry, "_BOOT_ID"):
+                return []  # with the whole host
+            objects = [words[key] for key in ("unit", "missing") if key in words]
+            return [event(line, "antivirus", action, program=name, text=text, objects=objects, value=words.get("hours", ""))]
+        if name == "bulwark-backup":
+            words = {key: value.strip('"') for key, value in reversed(_WORDS.findall(message))}  # what stands first counts
+            action, wrong = words.get("event", ""), words.get("problem", "none") not in ("", "none")
+            if action == "restore_test" and words.get("passed") != "True":
+                action = "restore_test_failed"
+            elif action == "pulled" and wrong:
+                action = "pull_failed"
+            objects = [visible(words[key], 300) for key in ("set", "copy", "file") if key in words]
+            return [event(line, "backup", action, program=name, text=text, objects=objects, value=words.get("free_percent", ""))]
         if name == "bulwark-review":
             return [
                 event(
@@ -817,9 +842,17 @@ class Normaliser:
         return [event(line, "clock", action, value=amount, program="chronyd", text=visible(message, SHOWN))]
 
     def clam(self, line: Mapping, entry: Mapping, message: str, known: dict, name: str) -> list[Event]:
-        """clamd and clamonacc: `/path: Signature FOUND`."""
-        found = re.search(r"(/.*?): (\S+) FOUND", message)
-        if not found:
+        """clamd and clamonacc: `/path: Signature FOUND`. The signature is the last word but one: a file's name may hold anything.
+
+        A name with a line break comes in several lines, of which the last one ends so. The canary of role antivirus is known by
+        the hash of the whole of it, and lies in a directory that is root's.
+        """
+        missed = _UNGUARDED.search(message)
+        if missed and name == "clamonacc":
+            return [event(line, "antivirus", "path_unguarded", program=name, text=visible(message, SHOWN),
+                          objects=[visible(missed.group(1), 300)])]  # fmt: skip
+        found = _FOUND.fullmatch(message)
+        if not found or (_CANARY.fullmatch(found.group(2)) and found.group(1).startswith(_CANARIES)):
             return []
         return [event(line, "malware", "found", objects=[visible(found.group(1), 300)], value=visible(found.group(2), 100),
                       program=name, text=visible(message, SHOWN))]  # fmt: skip
@@ -869,9 +902,7 @@ class Normaliser:
         """Return the person behind an audit record, and remember which number that name has on this host."""
         person, number = person_of(fields), fields.get("auid", "")
         if person and person != number and known["names"].get(number) != person:
-            known["names"][number] = person
-            while len(known["names"]) > 1024:
-                known["names"].pop(next(iter(known["names"])))
+            remember(known["names"], number, person, 1024)
         return person
 
     def _audit_due(self, known: dict, now: float) -> list[Event]:
@@ -891,10 +922,8 @@ class Normaliser:
             "source": source or known["sessions"].get(fields.get("ses", ""), ""), "result": result,
             "program": fields.get("exe", ""), "via": "audit",
         }  # fmt: skip
-        if source and fields.get("ses", "") not in UNSET:
-            known["sessions"][fields["ses"]] = source
-            while len(known["sessions"]) > 256:
-                known["sessions"].pop(next(iter(known["sessions"])))
+        if source:
+            remember_session(known, fields.get("ses", ""), source)
         acct = fields.get("acct", "") or fields.get("ID", "")
 
         def made(what: str, action: str, objects: list[str], **more: object) -> list[Event]:
@@ -1067,8 +1096,21 @@ def person_of(fields: Mapping[str, str]) -> str:
     return visible(name, 64) if name not in UNSET else number
 
 
+def remember(known: dict, name: str, value: str, most: int) -> None:
+    """Remember a value under a name, and forget what was first remembered when there are more than ``most``."""
+    known[name] = value
+    while len(known) > most:
+        known.pop(next(iter(known)))
+
+
+def remember_session(known: dict, session: str, source: str) -> None:
+    """Remember the address that a session's login came from; audit records tell it, and sshd, which may be heard earlier."""
+    if session not in UNSET:
+        remember(known["sessions"], session, source, 256)
+
+
 def session_source(entry: Mapping, known: Mapping) -> str:
-    """Return the address that the login came from in whose session a line was written, as audit records told it before."""
+    """Return the address that the login came from in whose session a line was written, as lines before told it."""
     return known["sessions"].get(value_of(entry, "_AUDIT_SESSION"), "")
 
 

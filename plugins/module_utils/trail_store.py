@@ -427,9 +427,13 @@ def noted_heads(path: str) -> dict:
         raise StoreError(f"{path}: {exc}") from exc
     for key in ("posture", "log_collector", "heads"):
         data = data[key] if isinstance(data, dict) and isinstance(data.get(key), dict) else data
-    good = isinstance(data, dict) and data and all(
-        isinstance(head, dict) and isinstance(head.get("n"), int) and re.fullmatch(r"[0-9a-f]{64}", str(head.get("chain")))
-        for head in data.values()
+    good = (
+        isinstance(data, dict)
+        and data
+        and all(
+            isinstance(head, dict) and isinstance(head.get("n"), int) and re.fullmatch(r"[0-9a-f]{64}", str(head.get("chain")))
+            for head in data.values()
+        )
     )
     if not good:
         raise StoreError(f"{path}: holds no heads")

@@ -196,8 +196,8 @@ AS_ROOT = {**ALICE, "uid": "^root$", "terminal": "pts", "result": "success"}
 DEEDS = {
     "login": {**ALICE, "kind": "login", "result": "success"},
     "failed login": {**ALICE, "kind": "login", "result": "failed"},
-    "sudo": {**AS_ROOT, "kind": "sudo", "objects": "sh -c"},
-    # As audit has it: of a program as short as useradd, journald may come too late to see whose it was.
+    # As audit has it: of a program that has ended, journald cannot see any more whose it was; and sudo itself knows no address.
+    "sudo": {**ALICE, "kind": "command", "terminal": "pts", "result": "success", "objects": "sh -c"},
     "account": {**AS_ROOT, "kind": "audit_account", "objects": "mallory"},
     "watched edit": {**AS_ROOT, "kind": "configuration", "objects": "/etc/hosts.allow"},
     "sensitive read": {**AS_ROOT, "kind": "sensitive", "objects": "/srv/patients/1.txt"},
@@ -227,6 +227,19 @@ def test_what_people_do_is_found_on_the_collector(trail, work, name, deed):
     assert "name,diagnosis" in work[name]
     event = trail.deed(name, deed)
     assert event["host"] == name
+
+
+def test_a_journal_that_comes_late_costs_no_address(trail, work):
+    """What sudo says itself is read after its end, so that journald finds no session; audit's record of it has the address."""
+    stopped = "systemctl kill --kill-whom=main --signal={} systemd-journald.service"
+    trail.each(lambda host: host.out(stopped.format("STOP")))
+    ended = trail.each(lambda host: log_in(host, "sudo echo read-too-late").stdout.strip())
+    trail.each(lambda host: host.out(stopped.format("CONT")))
+    assert set(ended.values()) == {"read-too-late"}
+    for name in HOSTS:
+        said = trail.found(name, {"person": "^alice$", "uid": "^root$", "objects": "read-too-late"}, "--kind", "sudo")
+        assert said["source"] == ""
+        trail.found(name, {**DEEDS["sudo"], "objects": "read-too-late"}, "--kind", "command")
 
 
 # ---------------------------------------------------------------------------------------------------------------

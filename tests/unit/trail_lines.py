@@ -302,6 +302,34 @@ def fixtures(at: float) -> dict[str, list[tuple[dict, dict]]]:
             )
         ),
         "malware": plain(log("clamd", "/srv/share/invoice.exe: Eicar-Signature FOUND")),
+        "antivirus_off": plain(
+            log(
+                "bulwark-antivirus",
+                "event=stopped unit=clamav-daemon.service result=signal how=killed status=KILL "
+                'means="nothing is scanned until it is back: files on guarded paths can be opened whatever they hold"',
+                _UID="110",
+            )
+        ),
+        "antivirus_stale": plain(log("bulwark-antivirus", "event=signatures_stale hours=25.5 limit=24")),
+        "backup_lost": plain(
+            log(
+                "bulwark-backup",
+                'event=broken copy=ward-1 file=data/9b/9bb3 problem="is not what was written"',
+            )
+        ),
+        "restore_test_failed": plain(
+            log(
+                "bulwark-backup",
+                'event=restore_test passed=False seconds=12.5 problem="records: 1 differ: /srv/x\' event=backed_up passed=True"',
+            )
+        ),
+        "backup_failed": plain(
+            *(
+                log("bulwark-backup", 'event=failed set=records problem="declared, but not there: /srv/records"')
+                for _turn in range(2)
+            )
+        ),
+        "backup_capacity": plain(log("bulwark-backup", "event=capacity free_percent=4.2 wanted_percent=15")),
         "guard_rollback": plain(
             log(
                 "bulwark-guard",
@@ -404,6 +432,17 @@ def normal_day(hosts: tuple[str, ...] = ("web", "db", "gate"), day: float = 1_79
                     person="deploy",
                     arguments="a0=ffffff9c a1=1 a2=9ed a3=0",
                 )
+            if minute % 5 == 2:
+                canary = "/var/lib/bulwark/antivirus-canary/bulwark-canary"
+                made.append(log("clamd", f"{canary}: Bulwark.Canary.UNOFFICIAL FOUND", _UID="110"))
+            if minute == 200:
+                made.append(log("bulwark-antivirus", "event=scan_finished found=0 errors=2 seconds=812", _UID="110"))
+            if minute % 480 == 30:
+                made.append(log("bulwark-backup", "event=backed_up set=records snapshot=5a3c99e1 files=812 added=10240"))
+                made.append(log("bulwark-backup", "event=pulled copy=backup-2/web new=3 problem=none"))
+            if minute == 210:
+                made.append(log("bulwark-backup", 'event=failed set=records problem="restic backup: connection refused"'))
+                made.append(log("bulwark-backup", "event=restore_test passed=True seconds=12.5 problem=none"))
             if minute % 120 == 40:
                 made.append(log("chronyd", "Selected source 192.0.2.123 (ntp.clinic.example)"))
             for turn in range(chatter):

@@ -188,6 +188,74 @@ def test_sudo_and_accounts_say_where_the_session_came_from(config):
     assert seen == [("audit_account", "10.99.0.10"), ("sudo", "10.99.0.10"), ("account", "10.99.0.10"), ("sudo", "")]
 
 
+def test_sshd_says_where_a_session_came_from_before_audit_does(config):
+    """Audit records take another way into the journal, and sudo may be there first."""
+    writer = lines.Writer(config["store"])
+    said = "alice : TTY=pts/0 ; PWD=/home/alice ; USER=root ; COMMAND=/usr/bin/true"
+    sshd = {"_EXE": "/usr/sbin/sshd", "_PID": "4711"}
+    opened = "pam_unix(sshd:session): session opened for user alice(uid=1000) by (uid=0)"
+    entries = [
+        lines.log("sshd", "Accepted publickey for alice from 10.99.0.10 port 50022 ssh2: ED25519 SHA256:x", **sshd),
+        lines.log("sshd", opened, **sshd, _AUDIT_SESSION="7"),
+        lines.log("sshd", opened, **{**sshd, "_PID": "4712"}, _AUDIT_SESSION="8"),
+        lines.log("sudo", said, _AUDIT_SESSION="7"),
+        lines.log("sudo", said, _AUDIT_SESSION="8"),
+    ]
+    for number, entry in enumerate(entries):
+        writer.put("web", entry, NOON + number / 100)
+    assert [item["source"] for item in events(config) if item["kind"] == "sudo"] == ["10.99.0.10", ""]
+
+
+CANARIES = "/var/lib/bulwark/antivirus-canary"
+
+
+@pytest.mark.parametrize(
+    ("message", "path", "name"),
+    [
+        ("/srv/a: Bulwark.Canary FOUND: Eicar-Signature FOUND", "/srv/a: Bulwark.Canary FOUND", "Eicar-Signature"),
+        (f"{CANARIES}/x: Bulwark.Canary FOUND: Evil FOUND", f"{CANARIES}/x: Bulwark.Canary FOUND", "Evil"),
+        ("/srv/a: Bulwark.Canary.UNOFFICIAL FOUND", "/srv/a", "Bulwark.Canary.UNOFFICIAL"),
+        (f"/srv{CANARIES}/a: Bulwark.Canary.UNOFFICIAL FOUND", f"/srv{CANARIES}/a", "Bulwark.Canary.UNOFFICIAL"),
+        (f"{CANARIES}/a: Bulwark.CanaryNot FOUND", f"{CANARIES}/a", "Bulwark.CanaryNot"),
+        ("name with a line break: Eicar-Signature FOUND", "name with a line break", "Eicar-Signature"),
+        ("fd[12]: Eicar-Signature FOUND", "fd[12]", "Eicar-Signature"),
+        (f"{CANARIES}/bulwark-canary: Bulwark.Canary.UNOFFICIAL FOUND", None, None),
+        ("/srv/a: moved to '/var/lib/bulwark/quarantine/a: Evil FOUND'", None, None),
+    ],
+)
+def test_a_files_name_silences_no_finding(config, message, path, name):
+    """Whatever a file is called, what was found in it is an alarm; only the canary in root's own directory is none."""
+    lines.Writer(config["store"]).put("web", lines.log("clamonacc", message), NOON)
+    found = [(item["objects"], item["value"]) for item in events(config) if item["kind"] == "malware"]
+    assert found == ([([path], name)] if path else [])
+    assert ("malware" in [alarm["rule"] for alarm in fired(config)]) is bool(path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ("clamonacc", "ERROR: ClamInotif: could not watch path '/home', No such file or directory"),
+        ("clamonacc", "ERROR: ClamInotif: can't include '/home'"),
+        ("bulwark-antivirus", "event=path_unguarded paths=/home count=1"),
+        ("bulwark-antivirus", "event=guard_hangs seconds=60"),
+        ("bulwark-antivirus", "event=guard_ended times=2"),
+    ],
+)
+def test_path_that_is_not_guarded_raises_an_alarm(config, entry):
+    """clamonacc runs on when it cannot watch a path; so what it says is an alarm, as is what our own trial finds."""
+    lines.Writer(config["store"]).put("web", lines.log(*entry), NOON)
+    assert [alarm["rule"] for alarm in fired(config)] == ["antivirus_off"]
+
+
+def test_a_file_s_name_silences_no_alarm_of_backups(config):
+    """Neither does a line of somebody who is not root."""
+    writer = lines.Writer(config["store"])
+    said = 'event=broken copy=w file=x problem="a" event=checked problem="none"'
+    writer.put("web", lines.log("bulwark-backup", said), NOON)
+    writer.put("web", lines.log("bulwark-backup", "event=repository_gone", _UID="1000", _COMM="logger"), NOON + 1)
+    assert [(item["kind"], item["action"]) for item in events(config)] == [("backup", "broken"), ("log", "forged")]
+
+
 def test_journals_of_people_share_one_count(config, monkeypatch):
     """Debian 12 gives each person's journal its own id; that is neither a new journal nor a gap, and gaps are still seen."""
     writer = lines.Writer(config["store"])
