@@ -33,11 +33,11 @@ from ansible_collections.bulwark.hardening.plugins.plugin_utils import policy as
 
 CLASSES = ("enforce", "verify", "procedure-supported-by-tool", "out-of-scope")
 PROVABLE = ("enforce", "verify")  # a statement of these classes has a control or stands in not_yet.yml
-PLATFORMS = ("server", "workstation", "gateway", "collector", "controller", "macos")
+PLATFORMS = ("server", "workstation", "gateway", "collector", "repository", "controller", "macos")
 # How each kind of mapping may have come about; the crosswalk explains the words.
 PROVENANCE = {"hipaa": ("named", "own"), "nist_800_53r5": ("sp800_66r2", "own"), "hitrust": ("named", "own")}
 # Where proofs may be beside the role's own scenario: on machines with kernels of their own, several roles together.
-GUESTS = ("tests/clock/", "tests/trail/")
+GUESTS = ("tests/antivirus/", "tests/clock/", "tests/devices/", "tests/trail/")
 RULES_OF_VALUES = ("at_most", "at_least", "equals", "one_of")
 SOURCES = ("policy", "site", "technical")
 # Task keywords that hold an expression without braces around it.
@@ -532,8 +532,8 @@ def controls_are_sound(tree: Tree) -> Iterator[Problem]:
 
 
 def collectors(root: Path) -> set[str]:
-    """Return the names registered in COLLECTORS of plugins/modules/posture.py, without importing it."""
-    path = root / "plugins" / "modules" / "posture.py"
+    """Return the names registered in COLLECTORS of plugins/module_utils/posture/collectors.py, without importing it."""
+    path = root / "plugins" / "module_utils" / "posture" / "collectors.py"
     if not path.is_file():
         return set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -543,13 +543,24 @@ def collectors(root: Path) -> set[str]:
     return set()
 
 
+def zero_as_missing(condition: str) -> Iterator[float]:
+    """Yield the numbers that a condition puts in the place of an observed 0: ``x | default(999, true)``.
+
+    Such a one stands for "nobody looked", and 0 (seconds ago, say) is something that was seen.
+    """
+    for node in _JINJA.parse("{{ " + condition + " }}").find_all(jinja2.nodes.Filter):
+        given = [arg.value for arg in node.args if isinstance(arg, jinja2.nodes.Const)]
+        if node.name in ("default", "d") and given[1:] == [True] and isinstance(given[0], (int, float)) and given[0]:
+            yield given[0]
+
+
 def controls_can_be_judged(tree: Tree) -> Iterator[Problem]:
     """A registered collector observes each control, and its conditions parse and look only at that and the role's variables."""
     registered = collectors(tree.root)
     for file, control, role in tree.controls():
         name, posture = control["id"], control["posture"]
         if posture not in registered:
-            yield Problem(file, name, f"collector {posture!r} is not registered in plugins/modules/posture.py")
+            yield Problem(file, name, f"collector {posture!r} is not registered in plugins/module_utils/posture/collectors.py")
         excuses = [condition for case in control.get("not_applicable", []) for condition in listed(case["when"])]
         looked = False
         for condition in [*control["expect"], *excuses]:
@@ -559,6 +570,8 @@ def controls_can_be_judged(tree: Tree) -> Iterator[Problem]:
                 yield Problem(file, name, f"'{condition}' does not parse: {exc.message}")
                 continue
             looked = looked or bool(paths)
+            for stand_in in zero_as_missing(condition):
+                yield Problem(file, name, f"'{condition}': default({stand_in}, true) takes an observed 0 for nothing observed")
             for path in paths:
                 if path.split(".")[0] != posture:
                     yield Problem(file, name, f"'{condition}' looks at posture.{path}, but its collector is {posture}")

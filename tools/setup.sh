@@ -31,6 +31,7 @@ for part in "$@"; do
     test)
         want="$want shellcheck:shellcheck ssh-audit:ssh-audit $browser"
         want="$want qemu-system-x86:qemu-system-x86_64 e2fsprogs:mke2fs" # guests, for what needs a kernel of its own
+        want="$want age:age" # custodians open sealed keys on the controller
         ;;
     *) die "unknown part '$part' (lint, lab, test)" ;;
     esac

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / ".cache" / "logs"
 BEAT = 30  # seconds between two signs of life
 LIMIT = 40 * 60  # seconds after which a stage counts as hung
-GUESTS = ("trail", "molecule audit_log", "clock")  # stages with emulated guests
+# Stages with emulated guests.
+GUESTS = ("trail", "molecule audit_log", "clock", "devices", "antivirus", "devices both", "antivirus both")
 TAIL = 60  # lines of a failed stage that are shown
 TELLING = re.compile(r"^(FAILED|ERROR|E  |fatal:|\[ERROR\]| +fail_msg:| +msg:)|^\S+:\d+:(\d+:)? |Error: ")
 
@@ -77,14 +78,16 @@ def lint_stages() -> list[Stage]:
 
 def host_stages() -> list[Stage]:
     """Return the stages that take minutes, the longest first: hosts, browsers, the built artefact."""
-    longest = ("vpn_gateway", "firewall", "duo")
-    later = {stage.name for stage in later_stages()}
-    scenarios = [path.parent.name for path in ROOT.glob("molecule/*/molecule.yml") if f"molecule {path.parent.name}" not in later]
+    longest = ("audit_log", "vpn_gateway", "firewall", "duo", "backup", "antivirus", "backup_repository")
+    scenarios = [path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")]
     scenarios.sort(key=lambda name: (name not in longest, name))
     guard = "tests/faults/test_change_guard.py"
     return [
+        Stage("trail", ["pytest", "-q", "tests/trail"]),
         Stage("clock", ["pytest", "-q", "tests/clock"]),
-        Stage("lab", ["pytest", "-q", *(f"tests/lab/test_{part}.py" for part in ("lab", "collector", "access"))]),
+        Stage("devices", ["pytest", "-q", "tests/devices"]),
+        Stage("antivirus", ["pytest", "-q", "tests/antivirus"]),
+        Stage("lab", ["pytest", "-q", *(f"tests/lab/test_{part}.py" for part in ("lab", "collector", "copies", "access"))]),
         Stage("guard", ["pytest", "-q", guard]),
         *(Stage(f"molecule {name}", ["molecule", "test", "-s", name]) for name in scenarios),
         Stage("core 2.21", ["pytest", "-q", "tests/lab/test_core_2_21.py"]),
@@ -96,10 +99,10 @@ def host_stages() -> list[Stage]:
 
 
 def later_stages() -> list[Stage]:
-    """Return the stages that run only when named: until they have gone through from a cold start, they prove nothing."""
+    """Return the stages that run only when named: what every run tries on one of two releases by turns, on both."""
     return [
-        Stage("molecule audit_log", ["molecule", "test", "-s", "audit_log"]),
-        Stage("trail", ["pytest", "-q", "tests/trail"]),
+        Stage(f"{name} both", ["env", "BULWARK_RELEASES=both", "pytest", "-q", f"tests/{name}"])
+        for name in ("devices", "antivirus")
     ]
 
 

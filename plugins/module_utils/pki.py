@@ -71,6 +71,20 @@ def openssl(*arguments: str, given: bytes = b"", passphrase: str = "", program: 
     return done.stdout
 
 
+@contextlib.contextmanager
+def alone(directory: str):
+    """Let only one at a time work in a directory. One that is not there (check mode) keeps nobody out."""
+    if not os.path.isdir(directory):
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def write(path: str, content: bytes, mode: int) -> None:
     """Write a file so that it is there in full or not at all, and never readable for more people than it should be."""
     directory = os.path.dirname(path)
@@ -215,15 +229,8 @@ class Authority:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory, 0o700)
             os.chmod(directory, 0o700)
-        if not os.path.isdir(directory):
+        with alone(directory):
             yield
-            return
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
 
     def save(self) -> None:
         """Write the index."""
@@ -260,9 +267,7 @@ class Authority:
         ]  # fmt: skip
         return max(good, key=lambda entry: entry["not_after"], default=None)
 
-    def issue(
-        self, name: str, kind: str, request: str, days: int, supersede: bool = False, addresses: Sequence[str] = ()
-    ) -> str:
+    def issue(self, name: str, kind: str, request: str, days: int, supersede: bool = False, addresses: Sequence[str] = ()) -> str:
         """Sign a request and return the certificate. With ``supersede`` the name's certificates for other keys are revoked.
 
         ``addresses`` are other names and addresses under which a server is reached.

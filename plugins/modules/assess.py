@@ -26,7 +26,7 @@ options:
   profile:
     description: What kind of host this is; controls meant for other kinds are C(not_applicable).
     type: str
-    choices: [server, workstation, gateway, collector]
+    choices: [server, workstation, gateway, collector, repository]
     default: server
   run_dir:
     description: Directory on the controller for this run's evidence; its name is the run id. Nothing is written without it.

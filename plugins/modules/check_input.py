@@ -28,7 +28,7 @@ options:
   profile:
     description: What kind of host this is. A role concerns it when one of the role's controls is meant for this kind.
     type: str
-    choices: [server, workstation, gateway, collector]
+    choices: [server, workstation, gateway, collector, repository]
     default: server
 notes:
   - The variables O(ignore:bulwark_exceptions) and O(ignore:bulwark_foreign_variables) are read from the host's variables.

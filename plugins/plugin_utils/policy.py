@@ -21,8 +21,8 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILES = ("server", "workstation", "gateway", "collector")
-SERVERS = ("collector",)  # kinds of server: what is meant for every server is meant for them, too
+PROFILES = ("server", "workstation", "gateway", "collector", "repository")
+SERVERS = ("collector", "repository")  # kinds of server: what is meant for every server is meant for them, too
 EXCEPTION_KEYS = {"approver", "approver_role", "reason", "compensating", "ticket", "expires"}
 
 # Control characters, C1 included; the first keeps newline and tab for texts of several lines.
@@ -254,7 +254,8 @@ def violations(
     unexpired exception whose ``parameter`` is the variable lifts the policy's own side of a bound, never a technical limit.
     """
     options, parameters = options_of(role, root), parameters_of(role, root)
-    mine = {name: value for name, value in variables.items() if name.startswith(f"{role}_")}
+    longer = tuple(f"{other}_" for other in all_roles(root) if other.startswith(f"{role}_"))  # backup_repository_ is not backup's
+    mine = {name: value for name, value in variables.items() if name.startswith(f"{role}_") and not name.startswith(longer)}
     today = today or datetime.date.today()
     lifted = {e["parameter"] for e in exceptions if e.get("parameter") and not exception_problem(e, today)}
     said: list[str] = []

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measure side by side on this machine in one run, and write the ratios to docs/benchmarks.md (make bench).
 
-    bench.py [unchanged] [audits] [access] [trail]     these parts; all unless named. The other parts of the page stay.
+    bench.py [unchanged] [audits] [access] [trail] [data]     these parts; all unless named. The other parts of the page stay.
 
 BULWARK_BENCH_DEVSEC names a collections directory that holds devsec.hardening and the collections it needs
 (ansible-galaxy collection install devsec.hardening -p DIRECTORY); without it that peer is not measured. Lynis is installed in
@@ -24,12 +24,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "lab")]
+import antivirus  # noqa: E402
+import backup  # noqa: E402
 import lab  # noqa: E402
 import trail  # noqa: E402
 import way_in  # noqa: E402
+import wipe  # noqa: E402
 from page import one_in, paragraph  # noqa: E402
 
-PARTS = ("unchanged", "audits", "access", "trail")
+PARTS = ("unchanged", "audits", "access", "trail", "data")
 STATE = ROOT / ".cache" / "bench"
 OUTPUT = ROOT / "docs" / "benchmarks.md"
 PLATFORM = "debian13"
@@ -414,6 +417,10 @@ def main() -> None:
             for measure in trail.MEASURES:
                 lab.say(f"the trail: {measure.__name__}")
                 write(measure(STATE / "trail"))
+        if "data" in parts:
+            for measure in (*wipe.MEASURES, *backup.MEASURES, *antivirus.MEASURES):
+                lab.say(f"the data: {measure.__name__}")
+                write(measure(STATE / measure.__name__))
     finally:
         hosts.stop()
     lab.say(f"written to {OUTPUT.relative_to(ROOT)}")

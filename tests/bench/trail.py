@@ -144,7 +144,7 @@ def forwarding(state: Path) -> list[str]:
             end, size = time.monotonic() + 30, ""
             last = f"tail -c 3000000 {STORE}/{host.name}/*.jsonl | grep -q '{tag}-{NUMBERED:06d}-'"
             while collector.run(last).returncode and time.monotonic() < end:
-                if size != (size := collector.out(f"grep -c '\"MESSAGE\":\"{tag}-' {STORE}/{host.name}/*.jsonl || true")):
+                if size != (size := collector.out(f'grep -c \'"MESSAGE":"{tag}-\' {STORE}/{host.name}/*.jsonl || true')):
                     end = time.monotonic() + 30
                 time.sleep(2)
             found = json.loads(collector.out(f"python3 /root/seen.py {host.name} {tag}"))

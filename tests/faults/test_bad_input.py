@@ -52,7 +52,6 @@ def duo(**more: object) -> dict:
     return {"bulwark_roles": ["duo"], **keys, **more}
 
 
-
 def review(**more: object) -> dict:
     """Return variables of a collector whose trail is reviewed, with something wrong about it."""
     return {"bulwark_roles": ["log_review"], "bulwark_profile": "collector", "log_review_reviewers": ["rita"], **more}
@@ -62,6 +61,41 @@ def rule(**more: object) -> dict:
     """Return variables that add one rule to the review, with something wrong about it."""
     whole = {"id": "mine", "title": "t", "severity": "low", "select": {"kind": "sudo"}}
     return review(log_review_site_rules=[{**whole, **more}])
+
+
+def medium(**more: object) -> dict:
+    """Return variables that declare one medium, with something wrong about it."""
+    whole = {"id": "M-1", "model": "M", "serial": "S1", "size": 1 << 30, "class": "high", "location": "Safe", "custodian": "Ann"}
+    return {"media_declared": [{**whole, **more}]}
+
+
+def export(**more: object) -> dict:
+    """Return variables that declare one export, with something wrong about it."""
+    return {"media_exports": [{"path": "/srv/exports", "keep_hours": 24, "approver": "Ann", "reason": "billing", **more}]}
+
+
+def stick(**more: object) -> dict:
+    """Return variables that permit one stick, with something wrong about it."""
+    whole = {"id": "0951:1666", "serial": "60A44C3F", "approver": "A", "purpose": "p", "expires": "2026-12-31"}
+    return {"removable_media_devices": [{**whole, **more}]}
+
+
+def disk(**more: object) -> dict:
+    """Return variables that declare one volume, with something wrong about it."""
+    whole = {"name": "data", "model": "M", "serial": "S1", "size": 1 << 30, "filesystem": "ext4", "mount": "/srv/data"}
+    return {"disk_encryption_volumes": [{**whole, **more}]}
+
+
+def copies(**more: object) -> dict:
+    """Return variables of a backup repository, with something wrong about it."""
+    return {"bulwark_roles": ["backup_repository"], "bulwark_profile": "repository", **more}
+
+
+def backed_up(name: str = "", **more: object) -> dict:
+    """Return variables of a host that is backed up, with something wrong about a set or, by name, about its database."""
+    if name:
+        more = {"databases": [{"name": "d", "kind": "postgresql", "database": "d", name: more[name]}]}
+    return {"bulwark_roles": ["backup"], "backup_server": "b", "backup_sets": [{"name": "s", "paths": ["/etc"], **more}]}
 
 
 # (variables of the host, what the refusal must say)
@@ -302,6 +336,114 @@ CASES: list[tuple[dict, list[str]]] = [
     (rule(select={}), ["log_review_site_rules[0].select", "must not be empty"]),
     (rule(id="../x"), ["log_review_site_rules[0].id = '../x'", "must match"]),
     (rule(count=0), ["log_review_site_rules[0].count = 0", "at least 1"]),
+    # media
+    ({"media_state": "gone"}, ["media_state", "gone", "present, absent"]),
+    (medium(**{"class": "secret"}), ["media_declared", "secret", "one of", "MA-4.2"]),
+    (medium(location=""), ["media_declared[0].location = ''", "must not be empty", "MA-1.1"]),
+    (medium(custodian=""), ["media_declared[0].custodian = ''", "must not be empty", "MA-1.1"]),
+    (medium(serial=""), ["media_declared[0].serial = ''", "must match", "technical limit"]),
+    (medium(id="M 1"), ["media_declared[0].id = 'M 1'", "must match", "MA-1.1"]),
+    (medium(size=0), ["media_declared[0].size = 0", "at least 512 bytes"]),
+    (medium(size="big"), ["media_declared", "cannot be converted to an int", "MA-1.1"]),
+    (medium(location="Safe\nforged: entry"), ["media_declared", "one line", "MA-1.1"]),
+    (medium(sanitise_by="soon"), ["media_declared[0].sanitise_by = 'soon'", "must be a date", "MA-4"]),
+    ({"media_declared": [{"id": "M-1"}]}, ["media_declared", "missing required arguments", "MA-4.2"]),
+    ({"media_declared_by": ""}, ["media_declared_by = ''", "must not be empty", "MA-1.1"]),
+    (export(path="/"), ["media_exports[0].path = '/'", "must match", "MA-1.9b"]),
+    (export(path="/etc/exports"), ["media_exports[0].path = '/etc/exports'", "must not match", "MA-1.9b"]),
+    (export(path="/home/alice"), ["media_exports[0].path = '/home/alice'", "must not match", "MA-1.9b"]),
+    (export(path="/srv/a/../../etc"), ["media_exports[0].path", "without '..'", "MA-1.9b"]),
+    (export(path='/srv/x" "/'), ["media_exports[0].path", "must match", "MA-1.9b"]),
+    (export(keep_hours=0), ["media_exports[0].keep_hours = 0", "at least 1 hours"]),
+    (export(keep_hours=10000), ["media_exports[0].keep_hours = 10000", "at most 744 hours", "MA-1.9b"]),
+    (export(approver=""), ["media_exports[0].approver = ''", "must not be empty", "UMDNJ-F-1"]),
+    (export(reason=""), ["media_exports[0].reason = ''", "must not be empty", "HMS-PRO-5"]),
+    (export(expires="2027-02-30"), ["media_exports[0].expires = '2027-02-30'", "must be a date"]),
+    ({"media_unfinished_days": 365}, ["media_unfinished_days = 365", "at most 90 days", "MA-4"]),
+    ({"media_wipe": True}, ["media_wipe", "unknown variable of role media"]),
+    # removable media
+    (stick(id="0951:*"), ["removable_media_devices[0].id = '0951:*'", "must match", "MA-1.3"]),
+    (stick(id="0951"), ["removable_media_devices[0].id = '0951'", "must match", "MA-1.3"]),
+    (stick(serial=""), ["removable_media_devices[0].serial = ''", "must match", "MA-1.2"]),
+    (stick(serial="0000000000"), ["removable_media_devices[0].serial", "must not match", "MA-1.2"]),
+    (stick(serial='X" with-interface { *:*:* }'), ["removable_media_devices[0].serial", "must match", "MA-1.2"]),
+    (stick(approver=""), ["removable_media_devices[0].approver = ''", "must not be empty", "MA-1.2"]),
+    (stick(approver="A\nallow"), ["removable_media_devices[0].approver", "must match", "MA-1.2"]),
+    (stick(expires="never"), ["removable_media_devices[0].expires = 'never'", "must be a date", "MA-1.2"]),
+    (stick(expires="2027-02-30"), ["removable_media_devices[0].expires", "must be a date", "MA-1.2"]),
+    ({"removable_media_max_days": 3650}, ["removable_media_max_days = 3650", "at most 366 days", "MA-1.2"]),
+    ({"removable_media_usb_kinds": ["hid", "storage"]}, ["removable_media_usb_kinds", "storage", "may only hold", "MA-1.3"]),
+    ({"removable_media_kinds": ["usb"]}, ["removable_media_kinds", "may only hold", "MA-1.3"]),
+    ({"removable_media_allow": True}, ["removable_media_allow", "unknown variable of role removable_media"]),
+    # encrypted disks
+    (disk(name="../x"), ["disk_encryption_volumes[0].name = '../x'", "must match"]),
+    (disk(serial=""), ["disk_encryption_volumes[0].serial = ''", "must match", "MA-1.5"]),
+    (disk(model="a\nb"), ["disk_encryption_volumes[0].model", "must match", "MA-1.5"]),
+    (disk(size=512), ["disk_encryption_volumes[0].size = 512", "at least 33554432 bytes"]),
+    (disk(size="all of it"), ["disk_encryption_volumes", "cannot be converted to an int", "MA-1.5"]),
+    (disk(filesystem="vfat"), ["disk_encryption_volumes", "filesystem", "must be one of"]),
+    (disk(mount="/etc"), ["disk_encryption_volumes[0].mount = '/etc'", "must not match"]),
+    (disk(mount="/srv/../etc"), ["disk_encryption_volumes[0].mount", "must match"]),
+    (disk(force=True), ["disk_encryption_volumes", "force"]),
+    ({"disk_encryption_custodians": [{"name": "A", "recipient": "AGE-SECRET-KEY-1" + "Q" * 58}]},
+     ["disk_encryption_custodians[0].recipient", "must match", "WTH-7.8-7b"]),
+    ({"disk_encryption_custodians": [{"name": "", "recipient": "age1" + "q" * 58}]},
+     ["disk_encryption_custodians[0].name", "must not be empty"]),
+    ({"disk_encryption_exempt": [{"mount": "/", "reason": "", "approver": "A"}]},
+     ["disk_encryption_exempt[0].reason", "must not be empty", "MA-1.5"]),
+    ({"disk_encryption_key_slots": 32}, ["disk_encryption_key_slots = 32", "at most 8 key slots", "MA-1.5"]),
+    ({"disk_encryption_pbkdf_memory_mib": 1}, ["disk_encryption_pbkdf_memory_mib = 1", "at least 64 MiB"]),
+    ({"disk_encryption_wipe": True}, ["disk_encryption_wipe", "unknown variable of role disk_encryption"]),
+    # antivirus
+    ({"antivirus_prevention": False}, ["antivirus_prevention = False", "must be True", "MA-10.1"]),
+    ({"antivirus_paths": []}, ["antivirus_paths = []", "at least 1 item", "MA-10.1"]),
+    ({"antivirus_paths": ["/usr/bin"]}, ["antivirus_paths", "/usr/bin", "must not match", "technical limit"]),
+    ({"antivirus_paths": ["/var/lib/clamav"]}, ["antivirus_paths", "must not match", "the scanner lives"]),
+    ({"antivirus_paths": ["/srv/a b"]}, ["antivirus_paths", "/srv/a b", "must match"]),
+    ({"antivirus_exclude_paths": ["/srv/../etc"]}, ["antivirus_exclude_paths", "without '..'", "MA-10.1"]),
+    ({"antivirus_signature_max_age_hours": 48}, ["antivirus_signature_max_age_hours = 48", "at most 24 hours", "UMDNJ-G-2"]),
+    ({"antivirus_build_max_age_hours": 1000}, ["antivirus_build_max_age_hours = 1000", "at most 168 hours", "MA-10"]),
+    ({"antivirus_update_minutes": 1440}, ["antivirus_update_minutes = 1440", "at most 240 minutes", "MA-10.2"]),
+    ({"antivirus_custom_urls": ["http://av.example/a.ndb"]}, ["antivirus_custom_urls", "must match", "not signed"]),
+    ({"antivirus_custom_urls": ["https://av.example/a.exe"]}, ["antivirus_custom_urls", "a.exe", "must match", "MA-10.2"]),
+    ({"antivirus_mirrors": ["mirror.example\nNotifyClamd /x"]}, ["antivirus_mirrors", "must match"]),
+    ({"antivirus_authorities": ["-----BEGIN PRIVATE KEY-----"]}, ["antivirus_authorities", "must match", "private key"]),
+    ({"antivirus_scan_calendar": "daily\nExecStart=/bin/sh"}, ["antivirus_scan_calendar", "must match", "MA-10.1"]),
+    ({"antivirus_scan_max_age_days": 90}, ["antivirus_scan_max_age_days = 90", "at most 31 days", "MA-10.1"]),
+    ({"antivirus_quarantine_directory": "/srv/q"}, ["antivirus_quarantine_directory = '/srv/q'", "must match", "MA-10.1"]),
+    ({"antivirus_max_file_mib": 5}, ["antivirus_max_file_mib = 5", "at least 25 MiB", "MA-14.2.4"]),
+    ({"antivirus_memory_max_mib": 64}, ["antivirus_memory_max_mib = 64", "at least 128 MiB", "MA-11.2"]),
+    ({"antivirus_watch_seconds": 3600}, ["antivirus_watch_seconds = 3600", "at most 600 seconds", "MA-6.1.9"]),
+    ({"antivirus_quarantine_max_mib": 1}, ["antivirus_quarantine_max_mib = 1", "at least 100 MiB", "MA-10.1"]),
+    ({"antivirus_threads": "many"}, ["antivirus_threads", "must be int"]),
+    # backups, where they are kept
+    (copies(backup_repository_retention_days=29), ["backup_repository_retention_days = 29", "at least 30 days", "MA-2.4b"]),
+    (copies(backup_repository_custodians=[{"name": "One", "key": "AGE-SECRET-KEY-" + "1" * 59}] * 2),
+     ["backup_repository_custodians[0].key", "must match", "age1"]),
+    (copies(backup_repository_hosts=["../etc"]), ["backup_repository_hosts", "../etc", "must match", "MA-2.2"]),
+    (copies(backup_repository_directory="/var/lib"), ["backup_repository_directory", "must not match"]),
+    (copies(backup_repository_directory="/etc/backup"), ["backup_repository_directory", "must match"]),
+    (copies(backup_repository_port=443), ["backup_repository_port = 443", "at least 1024"]),
+    (copies(backup_repository_check_max_days=365), ["backup_repository_check_max_days = 365", "at most 182 days", "UMDNJ-D-1f"]),
+    (copies(backup_repository_pulls=[{"server": "a/b"}]), ["backup_repository_pulls[0].server", "must match"]),
+    (copies(backup_repository_site=""), ["backup_repository_site is not set", "MA-2.3"]),
+    (copies(backup_repository_listen="0.0.0.0 --no-auth"), ["backup_repository_listen", "must match"]),
+    # hosts that are backed up
+    ({"bulwark_roles": ["backup"], "backup_interval_hours": {"high": 48, "medium": 72, "low": 168}},
+     ["backup_interval_hours.high = 48", "at most 24 hours", "MA-2.4a"]),
+    ({"bulwark_roles": ["backup"], "backup_restore_test_max_days": 183}, ["backup_restore_test_max_days = 183", "MA-2.11"]),
+    ({"bulwark_roles": ["backup"], "backup_restore_test_days": 0}, ["backup_restore_test_days = 0", "at least 1 days"]),
+    ({"bulwark_roles": ["backup"], "backup_sets": []}, ["backup_sets = []", "at least 1 item", "MA-2.1"]),
+    ({"bulwark_roles": ["backup"], "backup_scratch_directory": "/var/lib"}, ["backup_scratch_directory", "must match", "MA-2.2"]),
+    ({"bulwark_roles": ["backup"]}, ["backup_server is not set", "MA-2"]),
+    (backed_up(paths=["etc"]), ["backup_sets[0].paths", "absolute path", "MA-2.1"]),
+    (backed_up(paths=["/proc/self"]), ["backup_sets[0].paths", "must not match"]),
+    (backed_up(paths=["/srv/*"]), ["backup_sets[0].paths", "must match"]),
+    (backed_up(volatility="often"), ["backup_sets", "volatility", "often"]),
+    (backed_up(retention=3), ["backup_sets", "retention"]),
+    (backed_up("database", database="d password=x"), ["backup_sets[0].databases[0].database", "must match"]),
+    (backed_up("query", query="SELECT 1\nSELECT 2"), ["backup_sets[0].databases[0].query", "one line"]),
+    (backed_up("kind", kind="oracle"), ["backup_sets", "kind", "oracle"]),
 ]  # fmt: skip
 
 

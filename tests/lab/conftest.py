@@ -71,6 +71,7 @@ def story(tmp_path_factory) -> Iterator[Story]:
         story.output[name] = lab.ansible(f"test-site-{name}", "playbooks/site.yml", "--diff", *options)
         if name == "site":
             story.output["seal"] = lab.ansible("test-seal", f"playbooks/{lab.SEAL[0]}", *lab.SEAL[1:], "--diff")
+    lab.first_night()
     audit("after")
     story.secrets |= {(lab.STATE / "duo_secret_key").read_text().strip()}
     story.secrets |= private_lines((lab.STATE / "id_ed25519").read_text())

@@ -4,7 +4,7 @@
 
     outside  198.18.78.0/24, fd00:b1:78::/64     lab-outsider, lab-member (a workstation with a VPN profile)
                 |                                 lab-gateway between the two, servers with a leg of their own
-    inside   198.18.77.0/24, fd00:b1:77::/64     lab-server-12, lab-server-13, lab-collector; the controller is here, at .1
+    inside   198.18.77.0/24, fd00:b1:77::/64     lab-server-12, -13, lab-collector, lab-backup-a, -b; the controller at .1
     on both                                       lab-time, which tells the time, and lab-duo, which stands in for Duo's service
 
 Run as ``lab.py up`` (only start the plain machines) or ``lab.py down`` (make lab-down); make lab plays story.py on it.
@@ -58,6 +58,8 @@ SERVERS = {
 }
 GATEWAY, MEMBER, OUTSIDER, DUO = "lab-gateway", "lab-member", "lab-outsider", "lab-duo"
 COLLECTOR = "lab-collector"  # keeps the trail of the others
+# The one keeps backups, the other a second copy of them.
+REPOSITORIES = {"lab-backup-a": Machine("debian13", 7, (INSIDE,)), "lab-backup-b": Machine("debian12", 8, (INSIDE,))}
 TIME = "lab-time"
 # Two sources have to agree. Here they are the two addresses of one server; a site's are servers of different operators.
 TIME_NAMES = {"time-a.lab": 4, "time-b.lab": 6}
@@ -65,6 +67,7 @@ HOSTS = {  # what the inventory names
     GATEWAY: Machine("debian12", 2, (INSIDE, OUTSIDE)),
     **SERVERS,
     COLLECTOR: Machine("debian13", 6, (INSIDE,)),
+    **REPOSITORIES,
     MEMBER: Machine("debian12", 21, (OUTSIDE,)),
 }
 MACHINES = {
@@ -176,6 +179,8 @@ def start(name: str, public: str) -> str:
     script = (
         NEGLECT + f"touch /var/lib/apt/lists\ncat >/etc/ssl/lab-duo.pem <<'END'\n{(STATE / 'duo' / 'ca.pem').read_text()}END\n"
     )
+    # Signatures of the lab's own: no network leads to ClamAV's.
+    script += f"mkdir -p /opt/signatures\necho 'Lab.Malware:0:*:{b'LAB-MALWARE'.hex()}' >/opt/signatures/lab.ndb\n"
     if name in SERVERS:  # the way back to those who come in
         for pool, version in POOL.items():
             script += f"ip -{version} route add {pool} via {HOSTS[GATEWAY].address(INSIDE, version)}\n"
@@ -250,6 +255,13 @@ def play(name: str, playbook: str, *arguments: str) -> str:
         print("\n".join(f"    {line}" for line in done.stdout.splitlines()[-40:]))
         sys.exit(f"playbooks/{playbook} failed (exit {done.returncode}); all of it: {LOGS / name}.log")
     return done.stdout
+
+
+def first_night() -> None:
+    """Have the repositories fetch from each other and read what they hold, as their timers do in the first night."""
+    for work in ("pull", "check"):
+        for host in REPOSITORIES:
+            machines.run("podman", "exec", host, "systemctl", "start", f"bulwark-backup-{work}.service")
 
 
 def records(run: Path = ROOT / "evidence" / "latest") -> dict[str, dict]:

@@ -114,7 +114,7 @@ def trail(begin: float) -> bool:
 
 def main() -> int:
     """Tell it; return 0 when every control holds and the way in is the only one."""
-    lab.say("Starting plain machines: a gateway, two servers, a collector, a member's machine and an outsider's, Duo's stand-in")
+    lab.say("Starting plain machines: a gateway, two servers, a collector, two repositories, two people's, and Duo's stand-in")
     lab.up()
     doors = way_in.knock(lab.OUTSIDER, way_in.server_doors())
     lab.say(f"From outside, {list(doors.values()).count('SSH-')} of the servers' {len(doors)} addresses answer on SSH. Auditing")
@@ -123,6 +123,8 @@ def main() -> int:
     lab.play("lab-site", "site.yml")
     lab.say("Sealing the account for the day Duo cannot answer: playbooks/rotate_break_glass.yml")
     lab.play("lab-seal", *lab.SEAL)
+    lab.say("Having both repositories fetch and read the first backups, as they do each night")
+    lab.first_night()
     lab.say("Auditing them again")
     after = audit("after")
     bad = [

@@ -11,11 +11,16 @@ import pytest
 import way_in
 from conftest import MISSING
 
-ROLES = {"accounts", "ssh", "session", "banner", "time_sync", "duo", "audit_log", "firewall"}
+ROLES = {
+    *("accounts", "ssh", "session", "banner", "time_sync", "duo", "audit_log", "firewall"),
+    *("antivirus", "media", "removable_media", "disk_encryption"),
+}
+SERVING = {"log_forward", "backup"}
 MORE = {  # roles that are not for every profile
-    lab.GATEWAY: {"vpn_gateway", "log_forward"},
-    **{name: {"log_forward"} for name in lab.SERVERS},
-    lab.COLLECTOR: {"log_forward", "log_collector", "log_review"},
+    lab.GATEWAY: {"vpn_gateway", *SERVING},
+    **dict.fromkeys(lab.SERVERS, SERVING),
+    lab.COLLECTOR: {"log_collector", "log_review", *SERVING},
+    **{name: {"backup_repository", *SERVING} for name in lab.REPOSITORIES},
     lab.MEMBER: {"vpn_client"},
 }
 

@@ -5,7 +5,7 @@
 # It is a plain Debian server: vendor defaults, nothing hardened. It carries the login shells and terminal
 # multiplexers that the proofs log in with, and the packages that roles install wait in apt's cache, so that a
 # converge needs no network. Package lists stay for the same reason.
-# A container becomes an image of podman. A guest has a kernel, udev and AppArmor of its own; its disk, kernel and initrd
+# A container becomes an image of podman. A guest has a kernel, udev and AppArmor of its own; its disk, kernels and initrds
 # are laid into DIRECTORY, and at each start its kernel's command line says whose key opens the account.
 # shellcheck disable=SC2016 # $1 is the hook's own: the root of the image
 set -eu
@@ -18,6 +18,12 @@ include=$include,iproute2,procps,psmisc,kmod,ca-certificates,openssl,login,passw
 # What roles install, and what the lab's machines look around with; each by itself, because some exclude each other.
 later="chrony systemd-timesyncd nftables ulogd2 openvpn libpam-duo nmap tcpdump iperf3"
 later="$later auditd audispd-plugins systemd-journal-remote"
+later="$later restic age acl attr postgresql nvme-cli hdparm cryptsetup lvm2 mdadm dosfstools usbguard"
+later="$later clamav-daemon clamav-freshclam clamdscan"
+case $suite in
+bookworm) later="$later rclone" ;; # its restic has no server of its own
+*) later="$later restic-rest-server systemd-cryptsetup" ;;
+esac
 
 # Build the system as a directory or a tar file ($1); further options of mmdebstrap follow.
 build() {
@@ -37,7 +43,8 @@ container)
   podman import -q --change 'CMD ["/sbin/init"]' "$work/system.tar" "$result"
   ;;
 guest)
-  include=$include,linux-image-cloud-amd64,initramfs-tools,zstd,udev,apparmor,e2fsprogs
+  # The cloud kernel starts three times sooner; the generic one knows disks of every kind and USB.
+  include=$include,linux-image-cloud-amd64,linux-image-amd64,initramfs-tools,zstd,udev,apparmor,e2fsprogs
   # The initrd holds what finds the disk, no more: it is unpacked at every start.
   build "$work/system" \
     --essential-hook='mkdir -p "$1"/etc/initramfs-tools/conf.d "$1"/usr/share/initramfs-tools/modules.d
@@ -76,7 +83,11 @@ WantedBy=multi-user.target
 END
   systemctl --root=. --quiet enable systemd-networkd.service deploy-key.service
   systemctl --root=. --quiet disable systemd-networkd-wait-online.service
-  cp -L vmlinuz initrd.img "$result"
+  for kernel in boot/vmlinuz-*; do
+    case $kernel in *-cloud-amd64) name=cloud ;; *) name=generic ;; esac
+    cp "$kernel" "$result/vmlinuz-$name"
+    cp "boot/initrd.img-${kernel#boot/vmlinuz-}" "$result/initrd-$name.img"
+  done
   truncate -s 4G "$result/disk.img"
   mke2fs -q -F -t ext4 -d . "$result/disk.img"
   [ -z "${SUDO_UID:-}" ] || chown "$SUDO_UID:${SUDO_GID:-0}" "$result" "$result"/*

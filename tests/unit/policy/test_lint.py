@@ -189,6 +189,14 @@ CASES = [
     ),
     ("unregistered collector", CONTROLS, control(posture="gate"), CONTROLS, "door.shuts", "'gate' is not registered"),
     ("does not parse", CONTROLS, control(expect=["posture.door.x <"]), CONTROLS, "door.shuts", "does not parse"),
+    (
+        "an observed 0 is taken for nothing",
+        CONTROLS,
+        control(expect=["posture.door.age | default(999, true) < 5"]),
+        CONTROLS,
+        "door.shuts",
+        "default(999, true) takes an observed 0",
+    ),
     ("foreign posture", CONTROLS, control(expect=["posture.gate.x"]), CONTROLS, "door.shuts", "looks at posture.gate.x"),
     ("foreign variable", CONTROLS, control(expect=["posture.door.x < y"]), CONTROLS, "door.shuts", "uses y, which is neither"),
     (

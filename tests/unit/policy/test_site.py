@@ -32,6 +32,7 @@ def test_firewall_comes_last_and_the_second_factor_once_sshd_passes_it_on():
     # Its authority signs for those who forward; its store must be there to be watched; the clock is right first.
     assert order.index("time_sync") < order.index("log_collector") < order.index("audit_log") < order.index("log_forward")
     assert order.index("log_collector") < order.index("log_review")
+    assert order.index("backup_repository") < order.index("backup")
 
 
 def test_the_guard_holds_whatever_changes_access():
@@ -48,8 +49,14 @@ def test_the_guard_holds_whatever_changes_access():
 @pytest.mark.parametrize("profile", PROFILES)
 def test_roles_of_a_profile(profile):
     """Roles for one kind of host only are for that; workstations forward nothing; everything else is for every host."""
-    only = {"vpn_gateway": "gateway", "vpn_client": "workstation", "log_collector": "collector", "log_review": "collector"}
+    only = {
+        "vpn_gateway": "gateway",
+        "vpn_client": "workstation",
+        "log_collector": "collector",
+        "log_review": "collector",
+        "backup_repository": "repository",
+    }
     wanted = [role for role in all_roles() if only.get(role, profile) == profile]
     if profile == "workstation":
-        wanted.remove("log_forward")
+        wanted = [role for role in wanted if role not in ("log_forward", "backup")]
     assert roles_for(profile) == wanted
