@@ -532,15 +532,13 @@ def controls_are_sound(tree: Tree) -> Iterator[Problem]:
 
 
 def collectors(root: Path) -> set[str]:
-    """Return the names registered in COLLECTORS of plugins/module_utils/posture/collectors.py, without importing it."""
+    """Return the names imported by sent_along() of plugins/module_utils/posture/collectors.py, without importing it."""
     path = root / "plugins" / "module_utils" / "posture" / "collectors.py"
     if not path.is_file():
         return set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        if any(isinstance(t, ast.Name) and t.id == "COLLECTORS" for t in targets) and isinstance(node.value, ast.Dict):
-            return {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
-    return set()
+    functions = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
+    imports = [n for f in functions if f.name == "sent_along" for n in f.body if isinstance(n, ast.ImportFrom)]
+    return {alias.name for node in imports for alias in node.names}
 
 
 def zero_as_missing(condition: str) -> Iterator[float]:

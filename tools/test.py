@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the test stages three at a time, show how it goes, and end with one table: tools/test.py all|check|STAGE... [--list]
 
-Three even on two cores, for stages wait more than they work; those with emulated guests one after the other, for they do work.
+Three even on two cores, for stages wait more than they work; those with emulated guests in two rows, for they do work.
 Every stage runs, whatever the others did. Its output goes to .cache/logs/<stage>.log; the end of a failed one is shown.
 Standard library only.
 """
@@ -25,8 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / ".cache" / "logs"
 BEAT = 30  # seconds between two signs of life
 LIMIT = 40 * 60  # seconds after which a stage counts as hung
-# Stages with emulated guests.
-GUESTS = ("trail", "molecule audit_log", "clock", "devices", "antivirus", "devices both", "antivirus both")
+# Stages with emulated guests, which go one after the other: those of two guests and more, and those where mostly one works.
+GUESTS = (
+    ("trail", "molecule audit_log", "devices media", "devices both"),
+    ("devices encryption", "antivirus", "devices usb", "clock", "antivirus both"),
+)
 TAIL = 60  # lines of a failed stage that are shown
 TELLING = re.compile(r"^(FAILED|ERROR|E  |fatal:|\[ERROR\]| +fail_msg:| +msg:)|^\S+:\d+:(\d+:)? |Error: ")
 
@@ -40,6 +43,7 @@ class Stage:
     started: float = 0.0
     seconds: float = 0.0
     outcome: str = "waiting"
+    ended: str = ""
     process: subprocess.Popen | None = None
 
     @property
@@ -85,7 +89,7 @@ def host_stages() -> list[Stage]:
     return [
         Stage("trail", ["pytest", "-q", "tests/trail"]),
         Stage("clock", ["pytest", "-q", "tests/clock"]),
-        Stage("devices", ["pytest", "-q", "tests/devices"]),
+        *(Stage(f"devices {kind}", ["pytest", "-q", f"tests/devices/test_{kind}.py"]) for kind in ("encryption", "media", "usb")),
         Stage("antivirus", ["pytest", "-q", "tests/antivirus"]),
         Stage("lab", ["pytest", "-q", *(f"tests/lab/test_{part}.py" for part in ("lab", "collector", "copies", "access"))]),
         Stage("guard", ["pytest", "-q", guard]),
@@ -138,18 +142,19 @@ def run(stage: Stage, say) -> None:
     except OSError as exc:
         stage.log.write_text(f"{exc}\n")
         code = str(exc)
+    stage.ended = f"exit {code}" if isinstance(code, int) else code
     stage.seconds = time.monotonic() - stage.started
     stage.outcome = "ok" if code == 0 else "FAILED"
     say(f"{stage.outcome:7} {stage.name} ({stage.seconds:.0f} s)")
     if code != 0:
         lines = stage.log.read_text(errors="replace").splitlines()
-        say(f"{stage.name}: {code}; the last lines of {stage.log.relative_to(ROOT)}:")
+        say(f"{stage.name}: {stage.ended}; the last lines of {stage.log.relative_to(ROOT)}:")
         print("\n".join(f"    {line}" for line in lines[-TAIL:]), flush=True)
 
 
 def telling(lines: list[str]) -> list[str]:
-    """Return the few lines of a failed stage's output that most likely say why, each cut to 300 characters."""
-    return [line[:300] for line in lines if TELLING.search(line)][-8:]
+    """Return the few lines of a failed stage's output that most likely say why, or its last ones; each cut to 300 characters."""
+    return [line[:300] for line in [line for line in lines if TELLING.search(line)][-8:] or lines[-3:]]
 
 
 def main() -> int:
@@ -184,8 +189,8 @@ def main() -> int:
         with lock:
             print(f"[{time.monotonic() - begin:4.0f} s] {text}", flush=True)
 
-    heavy = [stage for stage in stages if stage.name in GUESTS]
-    chains = [heavy] * bool(heavy) + [[stage] for stage in stages if stage not in heavy]
+    rows = [[stage for stage in stages if stage.name in row] for row in GUESTS]
+    chains = [row for row in rows if row] + [[stage] for stage in stages if not any(stage in row for row in rows)]
     with cf.ThreadPoolExecutor(args.workers) as pool:
         waiting = {pool.submit(lambda chain: [run(stage, say) for stage in chain], chain) for chain in chains}
         try:
@@ -212,7 +217,8 @@ def main() -> int:
     if failed:  # once more and last, for those who only see the end of a log
         for stage in stages:
             if stage.outcome != "ok":
-                print(f"\n{stage.name}:", *telling(stage.log.read_text(errors="replace").splitlines()), sep="\n    ")
+                lines = stage.log.read_text(errors="replace").splitlines()
+                print(f"\n{stage.name}: {stage.ended}", *telling(lines), sep="\n    ")
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
 

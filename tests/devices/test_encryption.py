@@ -173,6 +173,20 @@ def test_a_weak_volume_is_noticed(encrypted, host):
             host.out(f"cryptsetup close weak; wipefs -aq {path}; dd if=/dev/zero of={path} bs=1M count=20 conv=fsync status=none")
 
 
+def test_a_key_without_a_header_will_do_for_swap_only(encrypted, host):
+    """Encrypted swap elsewhere is no excuse for a volume that has no header; when that one is swap itself, it passes."""
+    path = disk(host, "OTHER1")
+    host.out("head -c 64 /dev/urandom >/root/weak; cryptsetup open --type plain --cipher aes-xts-plain64 --key-size 512 "
+             f"--key-file /root/weak {path} bare")  # fmt: skip
+    try:
+        assert encrypted.statuses("disk_encryption", host.name)["strength"] == "fail"
+        host.out("mkswap -q /dev/mapper/bare && swapon /dev/mapper/bare")
+        assert encrypted.statuses("disk_encryption", host.name)["strength"] == "pass"
+    finally:
+        host.out(f"swapoff /dev/mapper/bare; cryptsetup close bare; "
+                 f"dd if=/dev/zero of={path} bs=1M count=20 conv=fsync status=none")  # fmt: skip
+
+
 # A table with one partition in it, byte by byte: the guests have no program for that.
 PARTITION = (
     r"printf '\000\000\002\000\203\377\377\377\000\010\000\000\000\010\000\000' | "

@@ -20,6 +20,7 @@ import machines  # noqa: E402
 
 SSH = ("-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes",
        "-o", "ConnectTimeout=20")  # fmt: skip
+PATIENCE = 1200  # seconds after which a run of Ansible counts as hung; the longest takes about half of it
 
 
 class Host:
@@ -118,13 +119,16 @@ class Fleet:
         # Sudo's prompt, too, may take a guest under emulation long to give.
         settings = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOST_KEY_CHECKING": "False", "ANSIBLE_TIMEOUT": "60"}
         command = [
-            str(ROOT / ".venv" / "bin" / program), "--inventory", str(path), "--extra-vars", json.dumps(variables),
+            # An end to it all, forks included, so that a test that waits for ever says where.
+            "timeout", "--kill-after=20", str(PATIENCE), str(ROOT / ".venv" / "bin" / program),
+            "--inventory", str(path), "--extra-vars", json.dumps(variables),
             "--ssh-common-args=-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR", *arguments,
         ]  # fmt: skip
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, cwd=ROOT, env=settings, stdin=subprocess.DEVNULL
         )
-        assert done.returncode == 0, f"{program} {arguments}:\n{done.stdout[-6000:]}{done.stderr[-2000:]}"
+        late = f" did not end within {PATIENCE} s" * (done.returncode in (124, 137))
+        assert done.returncode == 0, f"{program} {arguments}{late}:\n{done.stdout[-6000:]}{done.stderr[-2000:]}"
         return done.stdout
 
     def assess(self, targets: str, *roles: str) -> dict[str, dict]:

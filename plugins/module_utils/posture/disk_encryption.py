@@ -34,7 +34,7 @@ def collect() -> dict:
     own_disks   the disks are this host's; in a container they are its machine's
     mounts      [{mount, places, source, filesystem, encrypted}] of filesystems on disks; places: everywhere it is mounted
     swaps       [{name, encrypted}]
-    crypts      [{name, type, cipher, key_bits, slots, derivations}] of open volumes
+    crypts      [{name, swap: whether it is in use as swap, type, cipher, key_bits, slots, derivations}] of open volumes
     volumes     [{name, recipients, sealed, slot, sha256}] of volumes that the role made
     key_files   owner and mode of key files and where they lie; loose: those that others than root could read
     sleep       what systemd says of ways to sleep that write memory to the disk, by unit
@@ -44,7 +44,7 @@ def collect() -> dict:
     parts = {
         "mounts": lambda: mounts(read("/proc/self/mountinfo")) if own else [],
         "swaps": lambda: swaps(read("/proc/swaps")) if own else [],
-        "crypts": lambda: crypts() if own else [],
+        "crypts": lambda: crypts([one["name"] for one in swaps(read("/proc/swaps"))]) if own else [],
         "volumes": lambda: [volume(name) for name in luks.records()],
         "key_files": guarded,
         "loose": loose,
@@ -129,13 +129,13 @@ def swaps(table: str) -> list[dict]:
     return [{"name": name, "encrypted": encrypted(number_of(name))} for name in names]
 
 
-def crypts() -> list[dict]:
-    """Return how open volumes are encrypted."""
-    found = []
-    for path in sorted(glob.glob("/sys/class/block/dm-*/dm")):
+def crypts(swapped: list[str], root: str = "/sys") -> list[dict]:
+    """Return how open volumes are encrypted; ``swapped``: what is in use as swap."""
+    found, numbers = [], {number_of(name) for name in swapped}
+    for path in sorted(glob.glob(f"{root}/class/block/dm-*/dm")):
         if CRYPT.match(read(f"{path}/uuid")):
-            name = read(f"{path}/name").strip()
-            found.append({"name": name, **status(run(["cryptsetup", "status", name]))})
+            name, number = read(f"{path}/name").strip(), read(f"{os.path.dirname(path)}/dev").strip()
+            found.append({"name": name, "swap": number in numbers, **status(run(["cryptsetup", "status", name]))})
     return found
 
 

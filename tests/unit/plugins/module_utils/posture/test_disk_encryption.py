@@ -133,3 +133,17 @@ def test_a_mount_of_nobody_knows_what_is_no_pass():
     with pytest.raises(CannotObserve, match="/srv"):
         disks.mounts("30 1 0:31 / /srv rw - bcachefs /dev/sdx1:/dev/sdy1 rw\n")
     assert disks.mounts("30 1 0:31 / /srv rw - fuse.other something rw\n") == []
+
+
+def test_an_open_volume_knows_whether_it_is_swap(tmp_path, monkeypatch):
+    """One without a header is good enough for swap; that another volume is swap excuses nothing."""
+    for name, number in (("dm-0", "254:0"), ("dm-1", "254:1")):
+        place = tmp_path / "class" / "block" / name
+        (place / "dm").mkdir(parents=True)
+        (place / "dev").write_text(f"{number}\n")
+        (place / "dm" / "uuid").write_text(f"CRYPT-PLAIN-{name}\n")
+        (place / "dm" / "name").write_text(f"volume-{name}\n")
+    monkeypatch.setattr(disks, "number_of", lambda path: {"/dev/dm-1": "254:1"}[path])
+    monkeypatch.setattr(disks, "run", lambda argv: "is active.\n  type: PLAIN\n")
+    found = {one["name"]: (one["swap"], one["type"]) for one in disks.crypts(["/dev/dm-1"], str(tmp_path))}
+    assert found == {"volume-dm-0": (False, "PLAIN"), "volume-dm-1": (True, "PLAIN")}
