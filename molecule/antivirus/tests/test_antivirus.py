@@ -156,7 +156,11 @@ def test_scheduled_scan_finds_what_lay_there_before(guarded, host):
     assert {path for path, name in guarded.noted("scan")["found"] if name.startswith("Lab.First")} >= {
         f"/opt/in/{name}" for name in KINDS
     }
-    host.check_output("rm -r /opt/in")
+    # By another name it is as bad; only a scan tells that it is gone.
+    host.check_output("mv /opt/in /opt/out")
+    assert set(guarded.noted("scan")["left"]) == {f"/opt/in/{name}" for name in KINDS}
+    host.check_output("rm -r /opt/out")
+    assert guarded.start("scan") == 0 and guarded.noted("scan")["left"] == []
 
 
 def test_unprivileged_user_gets_nowhere(guarded, host, person):

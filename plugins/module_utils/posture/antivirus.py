@@ -37,7 +37,8 @@ UNITS = ("clamav-daemon.socket", DAEMON, GUARD, "bulwark-antivirus-update.timer"
          "bulwark-antivirus-watch.timer", "clamav-freshclam.service", "clamav-clamonacc.service")  # fmt: skip
 DIRECTORY, STATE, DATABASES = "/etc/bulwark/antivirus", "/var/lib/bulwark/antivirus", "/var/lib/clamav"
 WATCH = "/var/lib/bulwark/antivirus-watch"
-CONFIG, SOCKET = f"{DIRECTORY}/clamd.conf", "/run/clamav/clamd.ctl"
+CONFIG, UNGUARDED, SOCKET = f"{DIRECTORY}/clamd.conf", f"{DIRECTORY}/scan.conf", "/run/clamav/clamd.ctl"
+LISTS = ("ExcludePath", "OnAccessIncludePath", "OnAccessExcludePath")  # options that are there more than once
 BEFORE = "/etc/bulwark-antivirus.before"  # packages that were there before the role came
 MARK = "# Managed by bulwark.hardening (role antivirus)"
 APPARMOR = {"clamd": "/etc/apparmor.d/local/usr.sbin.clamd", "freshclam": "/etc/apparmor.d/local/usr.bin.freshclam"}
@@ -57,14 +58,16 @@ def collect() -> dict:
     engine      {installed, candidate: versions}
     units       {name: state}; at_boot: those that start with the system
     scanner     {answers, user, restart, start_limit, in_force: nothing it read has changed since, confined: it can write only
-                where it has to, by its unit or by AppArmor}
+                where it has to, by its unit or by AppArmor, options: {name: value} that it goes by, skipped, skipped_unguarded:
+                paths that it does not look into, at all and in scans of what is not guarded}
     door        {exists, mode, owner} of the socket of the scanner
     signatures  {databases: [{name, built: seconds since 1970 or None}], checked_hours, built_hours: None if unknown, declared,
                 missing: declared ones that are not there, foreign: others, sources: as in the configuration}
     guard       {working: as tried last, age_seconds, marks: directories the kernel guards now, in_force, paths, spared: whom it
                 lets through, both as configured,
                 unguarded: declared paths, and what is mounted below them, that the kernel does not guard now}
-    scan        {age_days: None before the first, proved, paths, remaining: infected files that are still there}
+    scan        {age_days: None before the first, proved, paths, remaining: what was found and not taken away, by the names that
+                it had then}
     quarantine  {directory, exists, owner, mode, mib: how much it holds}
     watch       {age_seconds: None if never, wrong}
     limits      {memory_bytes, tasks, cpu_percent: as the kernel enforces them, None for none, enforceable: not in every
@@ -122,7 +125,25 @@ def scanner() -> dict:
         "start_limit": about.get("StartLimitIntervalUSec", ""),
         "confined": about.get("ProtectSystem") == "strict" or enforced(label),
         "in_force": runs and services.unchanged_since(started["started"], CONFIG),
+        "options": {name: int(word) if word.isdigit() else word for name, word in configured(CONFIG) if name not in LISTS},
+        "skipped": skipped(CONFIG),
+        "skipped_unguarded": skipped(UNGUARDED),
     }
+
+
+def configured(path: str) -> list[tuple[str, str]]:
+    """Return (name, value) of each option in a configuration of ClamAV; nothing if it is not there."""
+    if not os.path.exists(path):
+        return []
+    words = [line.split(None, 1) for line in read(path).splitlines() if not line.startswith("#")]
+    return [(pair[0], pair[1].strip()) for pair in words if len(pair) == 2]
+
+
+def skipped(path: str) -> list[str]:
+    """Return which paths a configuration has the scanner pass by; an expression that is more than a path as it is."""
+    found = [word for name, word in configured(path) if name == "ExcludePath"]
+    plain = re.compile(r"\^((?:[^\\^$.*+?()\[\]{}|]|\\.)+)/")
+    return [re.sub(r"\\(.)", r"\1", match.group(1)) if (match := plain.fullmatch(word)) else word for word in found]
 
 
 def enforced(path: str) -> bool:
@@ -202,21 +223,14 @@ def built(head: bytes) -> int | None:
 
 def sources(path: str) -> list[str]:
     """Return where signatures come from, out of freshclam's configuration."""
-    if not os.path.exists(path):
-        return []
-    words = [line.split(None, 1) for line in read(path).splitlines() if line.strip() and not line.startswith("#")]
     kinds = ("DatabaseMirror", "PrivateMirror", "DatabaseCustomURL")
-    return [pair[1].strip() for pair in words if len(pair) == 2 and pair[0] in kinds]
+    return [word for name, word in configured(path) if name in kinds]
 
 
 def guard(now: float, settings: dict) -> dict:
     """Return what the kernel guards at this moment, and what the last trial said."""
     pid, tried = services.properties(GUARD, "MainPID").get("MainPID", "0"), watched()
-    paths, spared = [], []
-    if os.path.exists(CONFIG):
-        words = [line.split(None, 1) for line in read(CONFIG).splitlines()]
-        paths = [pair[1] for pair in words if len(pair) == 2 and pair[0] == "OnAccessIncludePath"]
-        spared = [pair[1] for pair in words if len(pair) == 2 and pair[0] in SPARING]
+    words = configured(CONFIG)
     known: set[tuple[int, int]] = set()
     for path in glob.glob(f"/proc/{pid}/fdinfo/*") if pid != "0" else ():
         with contextlib.suppress(CannotObserve):  # files that are being looked at come and go; what guards stays
@@ -226,8 +240,8 @@ def guard(now: float, settings: dict) -> dict:
         "age_seconds": None if "at" not in tried else age(now - float(tried["at"])),
         "marks": len(known),
         "unguarded": unguarded(settings.get("paths", []), settings.get("excluded", []), known),
-        "paths": paths,
-        "spared": spared,
+        "paths": [word for name, word in words if name == "OnAccessIncludePath"],
+        "spared": [word for name, word in words if name in SPARING],
         "in_force": pid != "0" and services.unchanged_since(services.process(GUARD)["started"], CONFIG),
     }
 
@@ -275,13 +289,15 @@ def shown(path: str) -> str:
 
 
 def scan(now: float) -> dict:
-    """Return when the last whole scan ended, and which infected files it left are still where they were."""
+    """Return when the last whole scan ended, and which infected files it left. Until a scan does not find them they are there:
+    they may have other names by now.
+    """
     said = load(f"{STATE}/scan.json")
     return {
         "age_days": None if "finished" not in said else round(hours(now - float(said["finished"])) / 24, 2),
-        "proved": bool(said.get("proved")),
+        "proved": bool(said.get("proved")) and "left" in said,
         "paths": said.get("paths", []),
-        "remaining": [shown(path) for path, _name in said.get("found", []) if os.path.lexists(path)][:50],
+        "remaining": [shown(path) for path in said.get("left", [])][:50],
     }
 
 

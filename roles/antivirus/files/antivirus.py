@@ -18,7 +18,8 @@ Lines for the journal are tagged bulwark-antivirus: `event=... name=value ...`. 
 which is root's: who takes files apart may not say that all is well.
 
     STATE/update.json  {checked: seconds since 1970 of the last success, databases: {file: version}}
-    STATE/scan.json    {began, finished, proved: whether the canary was found, found: [[path, signature]], errors, paths}
+    STATE/scan.json    {began, finished, proved: whether the canary was found, found: [[path, signature]], left: paths of what was
+                       found and not taken away, errors, paths}
     WATCH/watch.json   {at, scanner: bool, prevention: working|off|hangs|none, unguarded: [paths], wrong: [events]}
 """
 
@@ -265,19 +266,21 @@ def restarts(unit: str) -> int:
     return int(said) if said.isdigit() else 0
 
 
-def trial() -> str:
-    """Return working or off; hangs, if there was no answer in time.
+def trial(before: str = "none") -> str:
+    """Return working or off; hangs, if there was no answer in time. ``before``: what the last trial said.
 
     By a child, for whoever opens a file that the guard has no answer for waits until killed. It answers for one file after the
-    other, so everybody waits then. Both are ended, which lets everybody go on, and systemd has them back. A scanner that only
-    just began is not: it is loading its signatures.
+    other, so everybody waits then. The guard is ended, which lets everybody go on, and systemd has it back; with it the scanner,
+    unless that answers and it is the first time, for without the scanner files open until its signatures are loaded again. A
+    scanner that only just began is not ended: it is loading them.
     """
     child = subprocess.Popen([PROGRAM, "try"], stdin=subprocess.DEVNULL)
     try:
         return "working" if child.wait(PATIENCE) == 0 else "off"
     except subprocess.TimeoutExpired:
         if age(UNITS[0]) > LOADING:
-            run(["systemctl", "kill", "--signal=KILL", *UNITS], 30)
+            alone = before != "hangs" and ask("PING", 5) == "PONG"
+            run(["systemctl", "kill", "--signal=KILL", *UNITS[alone:]], 30)
     child.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(10)
@@ -408,7 +411,7 @@ def watch(settings: Mapping) -> None:
         complain("scanner_off", means=MEANS[UNITS[0]])
     before = load(os.path.join(WATCH, "watch.json"))
     back = restarts(UNITS[1]) if settings["prevention"] else 0  # before the trial, which may have it end
-    state = trial() if settings["prevention"] else "none"
+    state = trial(before.get("prevention", "none")) if settings["prevention"] else "none"
     # It may work at this moment and have been away in between: whoever can have it end opens what they like meanwhile.
     if back > before.get("restarts", back) + (before.get("prevention") == "hangs"):
         complain("guard_ended", times=back - before["restarts"], means=MEANS[UNITS[1]])
@@ -476,9 +479,10 @@ def scan(settings: Mapping) -> int:
 
     Files that vanish meanwhile, or that nobody can read, are errors of the client's; they are counted, and the scan goes on.
     A directory that the client gave up, or during which the scanner was another one, was not scanned; neither was anything, if
-    the scanner does not find the canary afterwards.
+    the scanner does not find the canary afterwards. What was found and not taken away counts as there until a scan does not find
+    it: it may have another name by then.
     """
-    began, found, done, failed, errors = time.time(), [], [], [], 0
+    began, found, left, done, failed, errors = time.time(), [], [], [], [], 0
     move = [*settings["scanner"], f"--move={settings['quarantine']}"]
     for command, tops in ((move, settings["paths"]), (settings["rest"], settings["scan_paths"])):
         for path in tops:
@@ -491,6 +495,7 @@ def scan(settings: Mapping) -> int:
             if code == 1 and len(here) < len(FOUND_ONE.findall(said)):
                 here.append((path, "a file whose name has line breaks"))  # it is somewhere below
             found += [pair for pair in here if pair not in found]
+            left += [name for name, _signature in here if command is not move or os.path.lexists(name)]
             errors += len(NOT_LOOKED_AT.findall(said))
             whole = code in (0, 1, 2) and not GAVE_UP.search(said) and proved(settings) and scanners() == before
             (done if whole else failed).append(path)
@@ -499,7 +504,7 @@ def scan(settings: Mapping) -> int:
         say(syslog.LOG_ERR, "scan_failed", paths=",".join(failed) or "-", **words, means="the scanner did not look at all of it")
         return 1
     note(os.path.join(STATE, "scan.json"), {"began": began, "finished": time.time(), "proved": True, "found": found,
-                                            "errors": errors, "paths": done})  # fmt: skip
+                                            "left": sorted(set(left)), "errors": errors, "paths": done})  # fmt: skip
     say(syslog.LOG_WARNING if found else syslog.LOG_NOTICE, "scan_finished", **words)
     return 0
 

@@ -123,7 +123,7 @@ def test_only_the_guards_refusal_counts(monkeypatch, number, answer):
 def test_watch_says_all_that_is_wrong(monkeypatch, place):
     """No scanner, no guard, signatures that were never confirmed, a scan long ago, a quarantine that nobody looks at."""
     monkeypatch.setattr(antivirus, "ask", lambda _command: "")
-    monkeypatch.setattr(antivirus, "trial", lambda: "off")
+    monkeypatch.setattr(antivirus, "trial", lambda _before: "off")
     (place / "state" / "scan.json").write_text(json.dumps({"finished": time.time() - 9 * 86400}))
     os.truncate(os.open(place / "quarantine" / "invoice", os.O_CREAT | os.O_WRONLY), 2 << 20)
     antivirus.watch(settings(place))
@@ -139,7 +139,7 @@ def test_watch_says_all_that_is_wrong(monkeypatch, place):
 )
 def test_guard_that_ended_in_between_is_said(monkeypatch, place, noted, state, ended, said):
     """It works when it is tried, and was away before. That the watch itself ended it does not count."""
-    monkeypatch.setattr(antivirus, "trial", lambda: "working")
+    monkeypatch.setattr(antivirus, "trial", lambda _before: "working")
     monkeypatch.setattr(antivirus, "restarts", lambda _unit: ended)
     (place / "state" / "update.json").write_text(json.dumps({"checked": time.time() - 3600}))
     (place / "watch" / "watch.json").write_text(json.dumps({"restarts": noted, "prevention": state}))
@@ -152,7 +152,7 @@ def test_guard_that_ended_in_between_is_said(monkeypatch, place, noted, state, e
 
 def test_watch_keeps_quiet_when_all_is_well(monkeypatch, place):
     """Nothing is said, and that is noted. A host that is new here was not scanned yet."""
-    monkeypatch.setattr(antivirus, "trial", lambda: "working")
+    monkeypatch.setattr(antivirus, "trial", lambda _before: "working")
     (place / "state" / "update.json").write_text(json.dumps({"checked": time.time() - 3600}))
     antivirus.watch(settings(place))
     assert SAID == []
@@ -162,7 +162,7 @@ def test_watch_keeps_quiet_when_all_is_well(monkeypatch, place):
 @pytest.mark.parametrize(("days", "said"), [(7, []), (9, ["event=scan_overdue days=9.0 limit=8"])])
 def test_host_that_was_never_scanned_is_overdue_some_time(monkeypatch, place, days, said):
     """It has as long for its first scan as from one to the next, and no longer."""
-    monkeypatch.setattr(antivirus, "trial", lambda: "working")
+    monkeypatch.setattr(antivirus, "trial", lambda _before: "working")
     (place / "state" / "update.json").write_text(json.dumps({"checked": time.time()}))
     os.utime(place / "before", (0, time.time() - days * 86400))
     antivirus.watch(settings(place))
@@ -188,19 +188,31 @@ def test_trial_is_a_childs(monkeypatch, place, code, state):
     assert antivirus.trial() == state
 
 
-@pytest.mark.parametrize(("seconds", "ended"), [(9999, True), (10, False)])
-def test_guard_that_does_not_answer_is_ended(monkeypatch, place, seconds, ended):
-    """The child is killed; scanner and guard are, too, unless the scanner is still loading its signatures."""
+@pytest.mark.parametrize(
+    ("seconds", "before", "answer", "ended"),
+    [
+        (9999, "working", "PONG", antivirus.UNITS[1:]),
+        (9999, "hangs", "PONG", antivirus.UNITS),
+        (9999, "working", "", antivirus.UNITS),
+        (10, "hangs", "", ()),
+    ],
+)
+def test_guard_that_does_not_answer_is_ended(monkeypatch, place, seconds, before, answer, ended):
+    """The child is killed; so is the guard, and the scanner if it does not answer or if it is the second time, unless that is
+    still loading its signatures.
+    """
     (place / "program").write_text(f"#!/bin/sh\necho $$ >{place}/pid\nexec sleep 600\n")
     (place / "program").chmod(0o755)
     monkeypatch.setattr(antivirus, "PROGRAM", str(place / "program"))
     monkeypatch.setattr(antivirus, "PATIENCE", 1)
     monkeypatch.setattr(antivirus, "age", lambda _unit: seconds)
+    monkeypatch.setattr(antivirus, "ask", lambda *_words: answer)
+    (place / "watch" / "watch.json").write_text(json.dumps({"prevention": before}))
     given = answers(monkeypatch, (0, ""))
     antivirus.watch(settings(place))
     assert any(line.startswith("event=guard_hangs seconds=1 ") for line in SAID)
     assert json.loads((place / "watch" / "watch.json").read_text())["prevention"] == "hangs"
-    assert given == [["systemctl", "kill", "--signal=KILL", *antivirus.UNITS]] * ended
+    assert given == [["systemctl", "kill", "--signal=KILL", *ended]] * bool(ended)
     assert not Path("/proc", (place / "pid").read_text().strip()).exists()
 
 
@@ -241,7 +253,7 @@ def test_directory_that_the_kernel_does_not_guard_is_named(monkeypatch, place):
 @pytest.mark.parametrize(("noted", "seconds", "again"), [([], 9999, True), (["/srv/x"], 9999, False), ([], 10, False)])
 def test_guard_begins_anew_once_for_what_it_does_not_guard(monkeypatch, place, noted, seconds, again):
     """That mends what was mounted since. What it does not mend is said, and does not have the guard begin for ever."""
-    monkeypatch.setattr(antivirus, "trial", lambda: "working")
+    monkeypatch.setattr(antivirus, "trial", lambda _before: "working")
     monkeypatch.setattr(antivirus, "unguarded", lambda _settings: ["/srv/x"])
     monkeypatch.setattr(antivirus, "age", lambda _unit: seconds)
     (place / "watch" / "watch.json").write_text(json.dumps({"unguarded": noted}))
@@ -254,7 +266,7 @@ def test_guard_begins_anew_once_for_what_it_does_not_guard(monkeypatch, place, n
 
 
 def test_guard_begins_anew_once_for_many_directories_too(monkeypatch, place):
-    monkeypatch.setattr(antivirus, "trial", lambda: "working")
+    monkeypatch.setattr(antivirus, "trial", lambda _before: "working")
     monkeypatch.setattr(antivirus, "unguarded", lambda _settings: [f"/srv/{number}" for number in range(150)])
     monkeypatch.setattr(antivirus, "age", lambda _unit: 9999)
     given = answers(monkeypatch, (0, ""), (0, ""))
@@ -318,6 +330,7 @@ def test_scan_that_saw_all_counts(monkeypatch, place):
     noted = json.loads((place / "state" / "scan.json").read_text())
     assert noted["found"] == [["/srv/a b", "Lab.First.UNOFFICIAL"], ["/opt/x", "Win.Test.EICAR_HDB-1"]] and noted["errors"] == 2
     assert noted["paths"] == [str(place), str(place)]
+    assert noted["left"] == ["/opt/x"], "what was moved is not there any more; what was not is, whatever it is called by now"
 
 
 def test_scan_loses_no_find_by_an_odd_name(monkeypatch, place):

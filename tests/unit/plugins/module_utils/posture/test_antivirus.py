@@ -116,17 +116,32 @@ def test_size_of_the_quarantine(place):
     assert antivirus.quarantine("/nowhere")["mib"] == 0
 
 
-def test_scan_names_what_is_still_there(place, tmp_path):
-    """What was taken away since is not the assessment's business any more."""
+def test_scan_names_what_it_left(place):
+    """Under whatever name it lies by now; a record that does not say is none. What is yet to come never was."""
     assert antivirus.scan(NOW)["age_days"] is None
-    infected = tmp_path / "infected"
-    infected.write_text("x")
-    noted = {"finished": NOW - 43200, "proved": True, "paths": ["/"], "found": [[str(infected), "A"], [f"{infected}-gone", "B"]]}
-    (place / "state" / "scan.json").write_text(json.dumps(noted))
-    (place / "state" / "scan.json").write_text(json.dumps({**noted, "finished": NOW + 86400}))
-    assert antivirus.scan(NOW)["age_days"] > 1000, "what is yet to come never was"
-    (place / "state" / "scan.json").write_text(json.dumps(noted))
-    assert antivirus.scan(NOW) == {"age_days": 0.5, "proved": True, "paths": ["/"], "remaining": [str(infected)]}
+    noted = {"finished": NOW - 43200, "proved": True, "paths": ["/"], "found": [["/opt/x", "A"], ["/srv/x", "B"]]}
+    for entry, key, wanted in (
+        ({"left": ["/opt/x"], "finished": NOW + 86400}, "age_days", 1e6 / 24),
+        ({"left": ["/opt/x"]}, "remaining", ["/opt/x"]),
+        ({"left": ["/opt/x"]}, "proved", True),
+        ({}, "proved", False),
+    ):
+        (place / "state" / "scan.json").write_text(json.dumps({**noted, **entry}))
+        assert antivirus.scan(NOW)[key] == pytest.approx(wanted), entry
+
+
+def test_what_the_scanner_goes_by(place, monkeypatch):
+    """Options as they are; paths that are passed by as people write them, and any other expression as it is."""
+    config = place / "directory" / "clamd.conf"
+    assert antivirus.configured(str(config)) == antivirus.skipped(str(config)) == []
+    config.write_text("# MaxFileSize 1M\nMaxFileSize 100M\nMaxScanTime 15000\nScanArchive yes\nOnAccessIncludePath /srv\n"
+                      "ExcludePath ^/opt/a\\ b\\.c/\nExcludePath ^/opt/.*/\nExcludePath evil$\n")  # fmt: skip
+    monkeypatch.setattr(antivirus, "CONFIG", str(config))
+    monkeypatch.setattr(antivirus.services, "properties", lambda *_words: {})
+    monkeypatch.setattr(antivirus.services, "process", lambda _unit: {"user": "", "started": None})
+    seen = antivirus.scanner()
+    assert seen["options"] == {"MaxFileSize": "100M", "MaxScanTime": 15000, "ScanArchive": "yes"}
+    assert seen["skipped"] == ["/opt/a b.c", "^/opt/.*/", "evil$"]
 
 
 @pytest.mark.parametrize("text", ["max", ""])
