@@ -253,8 +253,8 @@ def test_guard_that_hangs_is_ended_and_comes_back(guards):
     guards.each(attack)
 
 
-# Opens what is no file, as nobody in particular: a pipe from which nobody reads, one to which nobody writes, a socket. Were the guard
-# asked about them, it would have to open them itself, wait as long, or fail.
+# Opens what is no file, as nobody in particular: a pipe from which nobody reads, one to which nobody writes, a socket. Were the
+# guard asked about them, it would have to open them itself, wait as long, or fail.
 SPECIAL = """
 import os, socket
 os.setuid(65534)
@@ -277,7 +277,7 @@ for name in ("pipe", "pipe2", "socket"):
 
 
 def test_pipes_and_sockets_stop_nobody(guards):
-    """Somebody opens named pipes and a socket on a guarded path: others open their files, and the guard neither hangs nor ends."""
+    """Somebody opens pipes and a socket on a guarded path: others open their files, and the guard neither hangs nor ends."""
 
     def attack(host: guests.Host) -> None:
         restarts = "systemctl show -p NRestarts -p MainPID bulwark-antivirus-onaccess.service"
