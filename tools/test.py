@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / ".cache" / "logs"
 BEAT = 30  # seconds between two signs of life
-LIMIT = 40 * 60  # seconds after which a stage counts as hung
+LIMIT = 60 * 60  # seconds after which a stage counts as hung; the longest takes half of it beside two others
 # Stages with emulated guests, which go one after the other: those of two guests and more, and those where mostly one works.
 GUESTS = (
     ("trail", "molecule audit_log", "devices media", "devices both"),

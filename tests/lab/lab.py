@@ -70,6 +70,7 @@ HOSTS = {  # what the inventory names
     **REPOSITORIES,
     MEMBER: Machine("debian12", 21, (OUTSIDE,)),
 }
+FORETOLD = (GATEWAY, "lab-server-13", COLLECTOR, "lab-backup-b")  # one of each profile
 MACHINES = {
     **HOSTS,
     OUTSIDER: Machine("debian12", 22, (OUTSIDE,)),
