@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the test stages three at a time, show how it goes, and end with one table: tools/test.py all|check|STAGE... [--list]
 
-Three even on two cores, for stages wait more than they work; those with emulated guests in two rows, for they do work.
+Three even on two cores, for stages wait more than they work; those that do work go in two rows.
 Every stage runs, whatever the others did. Its output goes to .cache/logs/<stage>.log; the end of a failed one is shown.
 Standard library only.
 """
@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / ".cache" / "logs"
 BEAT = 30  # seconds between two signs of life
 LIMIT = 60 * 60  # seconds after which a stage counts as hung; the longest takes half of it beside two others
-# Stages with emulated guests, which go one after the other: those of two guests and more, and those where mostly one works.
-GUESTS = (
-    ("trail", "molecule audit_log", "devices media", "molecule audit_log both", "devices both"),
+# Stages that go one after the other: those that keep all processors busy, and those with guests of which mostly one works.
+ROWS = (
+    ("trail", "lab", "devices media", "molecule audit_log", "molecule audit_log both", "devices both"),
     ("devices encryption", "antivirus", "devices usb", "clock", "antivirus both"),
 )
 # The scenario in guests takes the newer release; the older one records as much in stage trail.
@@ -194,7 +194,7 @@ def main() -> int:
         with lock:
             print(f"[{time.monotonic() - begin:4.0f} s] {text}", flush=True)
 
-    rows = [[stage for stage in stages if stage.name in row] for row in GUESTS]
+    rows = [[stage for stage in stages if stage.name in row] for row in ROWS]
     chains = [row for row in rows if row] + [[stage] for stage in stages if not any(stage in row for row in rows)]
     with cf.ThreadPoolExecutor(args.workers) as pool:
         waiting = {pool.submit(lambda chain: [run(stage, say) for stage in chain], chain) for chain in chains}
