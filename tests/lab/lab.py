@@ -259,7 +259,13 @@ def play(name: str, playbook: str, *arguments: str) -> str:
 
 
 def first_night() -> None:
-    """Have the repositories fetch from each other and read what they hold, as their timers do in the first night."""
+    """Have hosts back up, and the repositories fetch from each other and read what they hold: what timers do until morning."""
+
+    def back_up(host: str) -> None:
+        machines.run("podman", "exec", host, "systemctl", "start", "bulwark-backup.service")
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(back_up, [host for host in HOSTS if host != MEMBER]))  # a workstation keeps nothing
     for work in ("pull", "check"):
         for host in REPOSITORIES:
             machines.run("podman", "exec", host, "systemctl", "start", f"bulwark-backup-{work}.service")
