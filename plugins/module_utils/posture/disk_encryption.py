@@ -44,7 +44,7 @@ def collect() -> dict:
     parts = {
         "mounts": lambda: mounts(read("/proc/self/mountinfo")) if own else [],
         "swaps": lambda: swaps(read("/proc/swaps")) if own else [],
-        "crypts": lambda: crypts([one["name"] for one in swaps(read("/proc/swaps"))]) if own else [],
+        "crypts": lambda: crypts(swapped(read("/proc/swaps"))) if own else [],
         "volumes": lambda: [volume(name) for name in luks.records()],
         "key_files": guarded,
         "loose": loose,
@@ -123,15 +123,19 @@ def mounts(table: str) -> list[dict]:
     return sorted(found.values(), key=lambda one: one["mount"])
 
 
+def swapped(table: str) -> list[str]:
+    """Return the names of the swap in use out of /proc/swaps."""
+    return [plain(line.split()[0]) for line in table.splitlines()[1:]]
+
+
 def swaps(table: str) -> list[dict]:
-    """Return the swap in use out of /proc/swaps."""
-    names = [plain(line.split()[0]) for line in table.splitlines()[1:]]
-    return [{"name": name, "encrypted": encrypted(number_of(name))} for name in names]
+    """Return the swap in use out of /proc/swaps, and whether it is encrypted."""
+    return [{"name": name, "encrypted": encrypted(number_of(name))} for name in swapped(table)]
 
 
-def crypts(swapped: list[str], root: str = "/sys") -> list[dict]:
-    """Return how open volumes are encrypted; ``swapped``: what is in use as swap."""
-    found, numbers = [], {number_of(name) for name in swapped}
+def crypts(swap: list[str], root: str = "/sys") -> list[dict]:
+    """Return how open volumes are encrypted; ``swap``: names of what is in use as swap."""
+    found, numbers = [], {number_of(name) for name in swap}
     for path in sorted(glob.glob(f"{root}/class/block/dm-*/dm")):
         if CRYPT.match(read(f"{path}/uuid")):
             name, number = read(f"{path}/name").strip(), read(f"{os.path.dirname(path)}/dev").strip()
